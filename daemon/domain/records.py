@@ -1,0 +1,294 @@
+"""Frozen records that stages exchange. Token ids are tuples of int; log-probabilities are natural logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from daemon.domain.states import (
+    CheckpointState,
+    ChosenSource,
+    CompletionKind,
+    CycleState,
+    Decision,
+    ExampleKind,
+    Outcome,
+    RollbackTarget,
+    Side,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A prompt, and what a right answer to it is."""
+
+    content_hash: str
+    """`hashing.scenario_hash` of `messages`."""
+    side: Side
+    family: str
+    """What is exercised, for instance "one_sentence" or "arithmetic"."""
+    pack: str
+    template: str
+    messages: tuple[Message, ...]
+    guidance: str | None = None
+    """An instruction that makes the right behaviour explicit; used for guided completions only."""
+    target: str | None = None
+    """An authored or computed right answer."""
+    rule: tuple[Mapping[str, Any], ...] = ()
+    """Checks that a right answer satisfies, all of them; empty: nothing can be judged, train `target` alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt for the engine."""
+
+    prompt_token_ids: tuple[int, ...]
+    temperature: float
+    """0 is greedy."""
+    seed: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What the engine wrote for one request."""
+
+    token_ids: tuple[int, ...]
+    """Response tokens, the end-of-turn token included when the model wrote it."""
+    text: str
+    logprobs: tuple[float, ...]
+    """Log-probability of each token under the policy at temperature 1."""
+    finish_reason: str
+    """"stop" or "length"."""
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean of `logprobs`; 0.0 for an empty response."""
+        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer of the live policy to one scenario, as recorded."""
+
+    ordinal: int
+    """Position within its cycle, from 0: with the cycle it names the completion."""
+    scenario_hash: str
+    kind: CompletionKind
+    temperature: float
+    seed: int
+    sample: int
+    policy_version: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    mean_logprob: float
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a judge says of one completion."""
+
+    ordinal: int
+    passed: bool
+    score: float
+    """Share of the rule's checks that hold, 0 to 1."""
+    reason: str
+    """The first check that failed, in words; empty when passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training example: a preference pair, or a chosen answer alone."""
+
+    content_hash: str
+    scenario_hash: str
+    side: Side
+    kind: ExampleKind
+    chosen_source: ChosenSource
+    policy_version: str
+    """The policy that wrote `rejected` (and an exploration or guided `chosen`)."""
+    prompt_token_ids: tuple[int, ...]
+    """The scenario's prompt without guidance."""
+    chosen_token_ids: tuple[int, ...]
+    chosen_text: str
+    chosen_ordinal: int | None = None
+    rejected_token_ids: tuple[int, ...] = ()
+    rejected_text: str | None = None
+    rejected_ordinal: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """One row of `cycles`, as the state machine sees it."""
+
+    number: int
+    """1, 2, 3, ... within the run; never reused."""
+    seed: int
+    parent_version: str
+    state: CycleState
+    outcome: Outcome | None = None
+    reason: str | None = None
+    batch_hash: str | None = None
+    candidate_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step trains on: claimed examples of one policy version."""
+
+    cycle_number: int
+    parent_version: str
+    batch_hash: str
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one optimizer step did. Log-probabilities are means over pairs of per-token means, before the step."""
+
+    objective: str
+    optimizer: str
+    lr: float
+    loss: float
+    nll: float
+    odds_loss: float
+    chosen_logprob: float
+    rejected_logprob: float | None
+    """None when the batch has no pair; likewise the next two."""
+    log_odds: float | None
+    margin: float | None
+    """chosen_logprob - rejected_logprob over the pairs."""
+    grad_norm: float
+    update_rms: float
+    """Root mean square of the weight change."""
+    num_examples: int
+    num_pairs: int
+    num_tokens: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    example_logprobs: tuple[tuple[float, float | None], ...] = ()
+    """Per example, in batch order: (chosen, rejected) mean log-probability."""
+
+    @property
+    def update_rms_over_lr(self) -> float:
+        """`update_rms` in units of the learning rate: what the optimizer's scale does to the step."""
+        return self.update_rms / self.lr
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One published checkpoint, as its manifest and its row describe it."""
+
+    version: str
+    """The policy version, and the name of its directory."""
+    cycle_number: int | None
+    """None for the base."""
+    parent_version: str | None
+    batch_hash: str | None
+    root_hash: str
+    """Hash over the manifest's blobs and lineage."""
+    weights_digest: str
+    optimizer_digest: str
+    size_bytes: int
+    state: CheckpointState = CheckpointState.CANDIDATE
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyDigests:
+    """Digests of what is live in memory, comparable with a `Checkpoint`'s."""
+
+    weights: str
+    optimizer: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One held-out item, measured on one checkpoint."""
+
+    probe: str
+    """"nll", "chosen_logp", "accept" or "push_back"."""
+    item: str
+    """Stable name of the held-out item."""
+    value: float | None
+    """The measurement; None when it was not a finite number."""
+    passed: bool | None = None
+    """For pass/fail probes."""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCheck:
+    """Proof that the engine holds the trainer's weights."""
+
+    policy_version: str
+    mean_abs_diff: float
+    """Mean |log p(engine) - log p(trainer)| over the compared tokens, nats."""
+    max_abs_diff: float
+    num_tokens: int
+    tolerance: float
+    """What `mean_abs_diff` had to stay under."""
+    weights_match: bool
+    """Whether the sampled weight tensors in the engine equal the trainer's, after its dtype cast."""
+
+    @property
+    def passed(self) -> bool:
+        return self.weights_match and self.mean_abs_diff <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was measured about one candidate."""
+
+    step: StepReport
+    results: tuple[ProbeResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the watchdog compares a candidate with. Result tuples are those of a whole checkpoint."""
+
+    parent: tuple[ProbeResult, ...]
+    baked: tuple[ProbeResult, ...]
+    """A1: the last baked checkpoint, or the base."""
+    base: tuple[ProbeResult, ...]
+    """A0: the pinned base."""
+    update_rms: tuple[float, ...] = ()
+    """Of the earlier promoted steps, oldest first."""
+    chosen_logp: tuple[float, ...] = ()
+    """Mean held-out chosen log-probability of the head's ancestry, base first, parent last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the watchdog decides, why, and the numbers it looked at."""
+
+    decision: Decision
+    reason: str
+    target: RollbackTarget | None = None
+    """Where to roll back to; None when promoting."""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def regressed(self) -> bool:
+        return self.decision is Decision.ROLL_BACK
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """One row of `rollbacks`."""
+
+    id: int
+    cycle_number: int | None
+    from_version: str
+    to_version: str
+    verified: bool

@@ -1,0 +1,116 @@
+"""States and outcomes of a dream cycle, and the other closed vocabularies of the run database."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class CycleState(StrEnum):
+    """How far a cycle got; each is committed before the next stage starts."""
+
+    PLANNED = "planned"
+    """Scenarios are drawn and recorded; nothing is spent yet."""
+    SWEPT = "swept"
+    """Every completion is recorded with the policy version that wrote it."""
+    PAIRED = "paired"
+    """Completions are judged, examples are built."""
+    CLAIMED = "claimed"
+    """Scenarios and examples are spent for good; the optimizer may move now."""
+    STEPPED = "stepped"
+    """The one optimizer step is done, in memory only."""
+    PUBLISHED = "published"
+    """The candidate checkpoint is complete on disk."""
+    PROBED = "probed"
+    """Every probe result of the candidate is recorded; only the verdict is missing."""
+    FINISHED = "finished"
+    """The cycle has an outcome and a reason."""
+
+    @property
+    def spends(self) -> bool:
+        """Whether scenarios and examples of a cycle in this state are spent (never to be used again)."""
+        return self not in (CycleState.PLANNED, CycleState.SWEPT, CycleState.PAIRED)
+
+
+class Outcome(StrEnum):
+    """How a cycle ended."""
+
+    PROMOTED = "promoted"
+    """The candidate became the head."""
+    ROLLED_BACK = "rolled_back"
+    """The watchdog refused the candidate; an earlier checkpoint is live again."""
+    SKIPPED = "skipped"
+    """Nothing to learn: every answer passed, or no usable pair."""
+    ABANDONED = "abandoned"
+    """Stopped before the claim; its scenarios may come back."""
+    LOST = "lost"
+    """Stopped after the claim with nothing published; its examples stay spent."""
+    FAILED = "failed"
+    """A stage failed; the reason says which and why."""
+
+
+class Side(StrEnum):
+    """What the right answer to a scenario does."""
+
+    ACCEPT = "accept"
+    PUSH_BACK = "push_back"
+    GENERAL = "general"
+
+
+class CompletionKind(StrEnum):
+    """SWEEP: the scenario as it is. GUIDED: with its guidance in the context."""
+
+    SWEEP = "sweep"
+    GUIDED = "guided"
+
+
+class ExampleKind(StrEnum):
+    """PAIR: chosen and rejected. CHOSEN_ONLY: the NLL term alone."""
+
+    PAIR = "pair"
+    CHOSEN_ONLY = "chosen_only"
+
+
+class ChosenSource(StrEnum):
+    """Where the chosen side of an example comes from."""
+
+    EXPLORATION = "exploration"
+    """A completion of the same sweep that passed."""
+    GUIDED = "guided"
+    """A completion the policy wrote with the scenario's guidance in its context."""
+    TARGET = "target"
+    """An authored or computed answer that came with the scenario."""
+
+
+class CheckpointState(StrEnum):
+    """Where a checkpoint stands; `pruned` ones have a row but no files any more."""
+
+    BASE = "base"
+    CANDIDATE = "candidate"
+    PROMOTED = "promoted"
+    REJECTED = "rejected"
+    PRUNED = "pruned"
+
+
+class Decision(StrEnum):
+    """What the watchdog says of a candidate."""
+
+    PROMOTE = "promote"
+    ROLL_BACK = "roll_back"
+
+
+class RollbackTarget(StrEnum):
+    """Which checkpoint a rollback goes to."""
+
+    PARENT = "parent"
+    """The step did it: back to where it started."""
+    A1 = "a1"
+    """Slow drift: back to the last baked checkpoint."""
+    A0 = "a0"
+    """Back to the pinned base."""
+
+
+class RollbackCause(StrEnum):
+    """Who asked for a rollback."""
+
+    WATCHDOG = "watchdog"
+    OPERATOR = "operator"

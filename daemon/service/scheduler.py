@@ -1,0 +1,146 @@
+"""The loop: one cycle after the other, all of them in one worker thread, under APScheduler.
+
+The main thread only waits, so that signals are handled at once while a stage sits in native code. A cycle
+arms its successor when it ends: cycles cannot overlap, and a slow one is followed by one cycle, not by all
+those it made late.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from queue import SimpleQueue
+
+import structlog
+from apscheduler.events import EVENT_JOB_EXECUTED, JobExecutionEvent
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from daemon.domain.errors import StopRequested
+from daemon.domain.states import Outcome
+from daemon.service.notify import Notifier
+from daemon.service.stop import StopFlag
+
+_CYCLE = "cycle"
+_FINISH = "finish"
+
+log = structlog.get_logger("daemon.service")
+
+
+class Service:
+    """Runs `setup`, then cycles until a stop, an error or `max_cycles`, then `teardown`; one thread for all three.
+
+    Args:
+        run_cycle: one dream cycle. `StopRequested` ends the loop cleanly; any other exception ends it and is
+            raised from `run`.
+        interval_s: from one cycle's start to the next, at least; 0: back to back.
+        max_cycles: cycles to finish; None: for ever.
+        setup: run first. A stop or an error in it ends the loop like one in a cycle.
+        teardown: run last, also after a `setup` that failed halfway.
+        notifier: told STOPPING when the loop is about to end.
+    """
+
+    def __init__(
+        self,
+        run_cycle: Callable[[], Outcome],
+        stop: StopFlag,
+        interval_s: float,
+        max_cycles: int | None,
+        *,
+        setup: Callable[[], None] = lambda: None,
+        teardown: Callable[[], None] = lambda: None,
+        notifier: Notifier | None = None,
+    ) -> None:
+        self._run_cycle = run_cycle
+        self._stop = stop
+        self._interval_s = interval_s
+        self._max_cycles = max_cycles
+        self._setup = setup
+        self._teardown = teardown
+        self._notifier = notifier or Notifier(None)
+        self._num_finished = 0
+        self._started_setup = False
+        self._ending = False
+        self._failure: BaseException | None = None
+        self._next_delay_s = 0.0
+        self._wake: SimpleQueue[str] = SimpleQueue()  # its put() is re-entrant: a signal handler may call it
+        self._scheduler = BackgroundScheduler(
+            timezone=UTC,
+            executors={"default": ThreadPoolExecutor(max_workers=1)},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+
+    def run(self) -> int:
+        """Block until the loop ends; returns the number of cycles that finished. Call it from the main thread.
+
+        Raises:
+            Exception: what `setup`, a cycle or `teardown` raised, the first of them.
+            KeyboardInterrupt: a second SIGINT; the worker thread may still be running.
+        """
+        self._scheduler.add_listener(self._rearm, EVENT_JOB_EXECUTED)
+        self._scheduler.start()
+        self._arm(0.0)
+        self._stop.on_request(lambda: self._wake.put("stop"))
+        try:
+            while self._wake.get() == "stop":
+                log.info("stop_requested", reason=self._stop.reason)
+                self._notifier.stopping()
+                # Queued behind the cycle that is running: the worker thread takes one job at a time.
+                self._scheduler.add_job(self._finish, id=_FINISH)
+        except BaseException:
+            self._scheduler.shutdown(wait=False)
+            raise
+        self._notifier.stopping()
+        self._scheduler.remove_all_jobs()
+        self._scheduler.shutdown(wait=True)
+        if self._failure is not None:
+            raise self._failure
+        return self._num_finished
+
+    def _tick(self) -> None:
+        """One cycle, in the worker thread; the first also runs `setup`."""
+        if self._ending:
+            return
+        started = time.monotonic()
+        try:
+            if not self._started_setup:
+                self._started_setup = True
+                self._setup()
+            if self._max_cycles is None or self._num_finished < self._max_cycles:
+                self._stop.check()
+                self._run_cycle()
+                self._num_finished += 1
+            if self._stop.is_set or (self._max_cycles is not None and self._num_finished >= self._max_cycles):
+                self._ending = True
+        except StopRequested:
+            self._ending = True
+        except BaseException as failure:  # noqa: BLE001 - carried to the caller's thread, where `run` raises it
+            self._failure = failure
+            self._ending = True
+        self._next_delay_s = max(0.0, self._interval_s - (time.monotonic() - started))
+        if self._ending:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Tear down once, in the worker thread, and let `run` return."""
+        self._ending = True
+        try:
+            if self._started_setup:
+                self._started_setup = False
+                self._teardown()
+        except BaseException as failure:  # noqa: BLE001 - the first failure is the cause; this one is said with it
+            if self._failure is None:
+                self._failure = failure
+            else:
+                self._failure.add_note(f"and the teardown failed: {failure!r}")
+        self._wake.put("done")
+
+    def _rearm(self, event: JobExecutionEvent) -> None:
+        # From APScheduler's own notice that the job has ended: arming it any earlier counts as an overlap.
+        if event.job_id == _CYCLE and not self._ending:
+            self._arm(self._next_delay_s)
+
+    def _arm(self, delay_s: float) -> None:
+        when = datetime.now(UTC) + timedelta(seconds=delay_s)
+        self._scheduler.add_job(self._tick, "date", run_date=when, id=_CYCLE, replace_existing=True)

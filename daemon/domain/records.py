@@ -46,6 +46,14 @@ class Scenario:
     rule: tuple[Mapping[str, Any], ...] = ()
     """Checks that a right answer satisfies, all of them; empty: nothing can be judged, train `target` alone."""
 
+    def guided_messages(self) -> tuple[Message, ...]:
+        """`messages` with the guidance appended to the last user message, after a blank line."""
+        last = max((i for i, message in enumerate(self.messages) if message.role == "user"), default=-1)
+        if self.guidance is None or last < 0:
+            return self.messages
+        guided = Message("user", f"{self.messages[last].content}\n\n{self.guidance}")
+        return (*self.messages[:last], guided, *self.messages[last + 1 :])
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:

@@ -1,1 +1,1 @@
-"""(written with its stage)"""
+"""The run database: tables, the ledger's transactions, and what the command line reads."""

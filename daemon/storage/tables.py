@@ -1,0 +1,384 @@
+"""The run database's tables. People read it with plain sqlite3 and psql: docs/database.md describes every table.
+
+Everything belongs to a run, and most things to a cycle of it, so keys are natural ones: (run_id, cycle, ...).
+`migrations/` creates exactly these tables; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    UniqueConstraint,
+    text,
+)
+
+from daemon.domain.states import (
+    CheckpointState,
+    ChosenSource,
+    CompletionKind,
+    CycleState,
+    Decision,
+    ExampleKind,
+    Outcome,
+    RollbackCause,
+    RollbackTarget,
+    Side,
+)
+from daemon.storage.column_types import ExactFloat, PortableJson, PortableText, UtcDateTime
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+_ROW_ID = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite numbers rows by itself only in a column declared INTEGER."""
+
+
+class ClaimKind(StrEnum):
+    """What a claimed content hash stands for."""
+
+    SCENARIO = "scenario"
+    EXAMPLE = "example"
+    HELD_OUT = "held_out"
+    """A probe's prompt: never drawn, never trained."""
+
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def _one_of(column: str, values: type[StrEnum] | tuple[str, ...]) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def _run_id() -> Column[Any]:
+    return Column("run_id", BigInteger, ForeignKey("runs.id"), nullable=False)
+
+
+def _cycle(nullable: bool = False) -> tuple[Column[Any], ForeignKeyConstraint]:
+    """The column `cycle` and its key into `cycles`."""
+    return (
+        Column("cycle", Integer, nullable=nullable),
+        ForeignKeyConstraint(["run_id", "cycle"], ["cycles.run_id", "cycles.number"]),
+    )
+
+
+def _version(column: str) -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["run_id", column], ["checkpoints.run_id", "checkpoints.version"])
+
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", _ROW_ID, primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("dreamd_version", String(64), nullable=False),
+    Column("model_path", PortableText, nullable=False),
+    Column("config", PortableJson, nullable=False),
+    Column("head_version", String(128)),
+    Column("epoch", Integer, nullable=False),
+    UniqueConstraint("name"),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    _run_id(),
+    Column("version", String(128), nullable=False),
+    Column("cycle", Integer),  # no foreign key: cycles refer to checkpoints already
+    Column("parent_version", String(128)),
+    Column("batch_hash", String(64)),
+    Column("root_hash", String(128), nullable=False),
+    Column("weights_digest", String(128), nullable=False),
+    Column("optimizer_digest", String(128), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("run_id", "version"),
+    _version("parent_version"),
+    _one_of("state", CheckpointState),
+    CheckConstraint("(parent_version IS NULL) = (cycle IS NULL)", name="base_has_no_cycle"),
+    Index("ix_checkpoints_run_id_cycle", "run_id", "cycle"),
+)
+Index(
+    "uq_checkpoints_base",
+    checkpoints.c.run_id,
+    unique=True,
+    sqlite_where=text("parent_version IS NULL"),
+    postgresql_where=text("parent_version IS NULL"),
+)
+
+cycles = Table(
+    "cycles",
+    metadata,
+    _run_id(),
+    Column("number", Integer, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("outcome", String(16)),
+    Column("reason", PortableText),
+    Column("parent_version", String(128), nullable=False),
+    Column("candidate_version", String(128)),
+    Column("batch_hash", String(64)),
+    Column("epoch", Integer, nullable=False),
+    Column("config", PortableJson, nullable=False),
+    Column("seconds", PortableJson, nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime),
+    PrimaryKeyConstraint("run_id", "number"),
+    _version("parent_version"),
+    _version("candidate_version"),
+    _one_of("state", CycleState),
+    _one_of("outcome", Outcome),
+    CheckConstraint("number >= 1", name="number"),
+    CheckConstraint(
+        "(state = 'finished') = (outcome IS NOT NULL) AND (state = 'finished') = (reason IS NOT NULL)",
+        name="finished_has_outcome",
+    ),
+    Index("ix_cycles_run_id_state", "run_id", "state"),
+)
+
+scenarios = Table(
+    "scenarios",
+    metadata,
+    _run_id(),
+    *_cycle(),
+    Column("position", Integer, nullable=False),
+    Column("content_hash", String(64), nullable=False),
+    Column("side", String(16), nullable=False),
+    Column("family", String(128), nullable=False),
+    Column("pack", String(128), nullable=False),
+    Column("template", String(256), nullable=False),
+    Column("messages", PortableJson, nullable=False),
+    Column("guidance", PortableText),
+    Column("target", PortableText),
+    Column("rule", PortableJson, nullable=False),
+    PrimaryKeyConstraint("run_id", "cycle", "position"),
+    UniqueConstraint("run_id", "cycle", "content_hash"),
+    _one_of("side", Side),
+    Index("ix_scenarios_run_id_content_hash", "run_id", "content_hash"),
+)
+
+
+def _of_scenario() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(
+        ["run_id", "cycle", "scenario_hash"],
+        ["scenarios.run_id", "scenarios.cycle", "scenarios.content_hash"],
+    )
+
+
+completions = Table(
+    "completions",
+    metadata,
+    _run_id(),
+    Column("cycle", Integer, nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("scenario_hash", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("temperature", Double, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("sample", Integer, nullable=False),
+    Column("policy_version", String(128), nullable=False),
+    Column("prompt_token_ids", PortableJson, nullable=False),
+    Column("token_ids", PortableJson, nullable=False),
+    Column("text", PortableText, nullable=False),
+    Column("mean_logprob", Double, nullable=False),
+    Column("finish_reason", String(32), nullable=False),
+    Column("passed", Boolean),
+    Column("score", Double),
+    Column("judge_reason", PortableText),
+    PrimaryKeyConstraint("run_id", "cycle", "ordinal"),
+    _of_scenario(),
+    _version("policy_version"),
+    _one_of("kind", CompletionKind),
+    Index("ix_completions_scenario", "run_id", "cycle", "scenario_hash"),
+)
+
+
+def _completion_of(column: str) -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(
+        ["run_id", "cycle", column], ["completions.run_id", "completions.cycle", "completions.ordinal"]
+    )
+
+
+examples = Table(
+    "examples",
+    metadata,
+    _run_id(),
+    Column("cycle", Integer, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("content_hash", String(64), nullable=False),
+    Column("scenario_hash", String(64), nullable=False),
+    Column("side", String(16), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("chosen_source", String(16), nullable=False),
+    Column("policy_version", String(128), nullable=False),
+    Column("prompt_token_ids", PortableJson, nullable=False),
+    Column("chosen_token_ids", PortableJson, nullable=False),
+    Column("chosen_text", PortableText, nullable=False),
+    Column("chosen_ordinal", Integer),
+    Column("rejected_token_ids", PortableJson, nullable=False),
+    Column("rejected_text", PortableText),
+    Column("rejected_ordinal", Integer),
+    Column("chosen_logprob", Double),
+    Column("rejected_logprob", Double),
+    PrimaryKeyConstraint("run_id", "cycle", "position"),
+    UniqueConstraint("run_id", "cycle", "content_hash"),
+    _of_scenario(),
+    _completion_of("chosen_ordinal"),
+    _completion_of("rejected_ordinal"),
+    _one_of("side", Side),
+    _one_of("kind", ExampleKind),
+    _one_of("chosen_source", ChosenSource),
+    CheckConstraint("(kind = 'pair') = (rejected_text IS NOT NULL)", name="pair_has_rejected"),
+    Index("ix_examples_run_id_content_hash", "run_id", "content_hash"),
+)
+
+claims = Table(
+    "claims",
+    metadata,
+    _run_id(),
+    Column("content_hash", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    *_cycle(nullable=True),
+    Column("claimed_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("run_id", "content_hash"),  # over all kinds: what is held out can never be claimed
+    _one_of("kind", ClaimKind),
+    CheckConstraint("(kind = 'held_out') = (cycle IS NULL)", name="held_out_has_no_cycle"),
+    Index("ix_claims_run_id_cycle", "run_id", "cycle"),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    _run_id(),
+    *_cycle(),
+    Column("objective", String(32), nullable=False),
+    Column("optimizer", String(32), nullable=False),
+    Column("lr", Double, nullable=False),
+    Column("loss", Double, nullable=False),
+    Column("nll", Double, nullable=False),
+    Column("odds_loss", Double, nullable=False),
+    Column("chosen_logprob", Double, nullable=False),
+    Column("rejected_logprob", Double),
+    Column("log_odds", Double),
+    Column("margin", Double),
+    Column("grad_norm", Double, nullable=False),
+    Column("update_rms", Double, nullable=False),
+    Column("update_rms_over_lr", Double, nullable=False),
+    Column("num_examples", Integer, nullable=False),
+    Column("num_pairs", Integer, nullable=False),
+    Column("num_tokens", Integer, nullable=False),
+    Column("seconds", PortableJson, nullable=False),
+    Column("recorded_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("run_id", "cycle"),
+)
+
+engine_checks = Table(
+    "engine_checks",
+    metadata,
+    Column("id", _ROW_ID, primary_key=True),
+    _run_id(),
+    *_cycle(nullable=True),
+    Column("policy_version", String(128), nullable=False),
+    Column("engine", String(32), nullable=False),
+    Column("mean_abs_diff", Double),
+    Column("max_abs_diff", Double),
+    Column("num_tokens", Integer, nullable=False),
+    Column("tolerance", Double, nullable=False),
+    Column("weights_match", Boolean, nullable=False),
+    Column("passed", Boolean, nullable=False),
+    Column("checked_at", UtcDateTime, nullable=False),
+    _version("policy_version"),
+    Index("ix_engine_checks_run_id_cycle", "run_id", "cycle"),
+)
+
+probe_results = Table(
+    "probe_results",
+    metadata,
+    _run_id(),
+    Column("version", String(128), nullable=False),
+    Column("probe", String(64), nullable=False),
+    Column("item", String(256), nullable=False),
+    *_cycle(nullable=True),
+    Column("value", ExactFloat),
+    Column("passed", Boolean),
+    Column("detail", PortableJson, nullable=False),
+    Column("measured_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("run_id", "version", "probe", "item"),
+    _version("version"),
+)
+
+verdicts = Table(
+    "verdicts",
+    metadata,
+    _run_id(),
+    *_cycle(),
+    Column("decision", String(16), nullable=False),
+    Column("reason", PortableText, nullable=False),
+    Column("target", String(16)),
+    Column("evidence", PortableJson, nullable=False),
+    Column("decided_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("run_id", "cycle"),
+    _one_of("decision", Decision),
+    _one_of("target", RollbackTarget),
+    CheckConstraint("(decision = 'roll_back') = (target IS NOT NULL)", name="rollback_has_target"),
+)
+
+rollbacks = Table(
+    "rollbacks",
+    metadata,
+    Column("id", _ROW_ID, primary_key=True),
+    _run_id(),
+    *_cycle(nullable=True),
+    Column("cause", String(16), nullable=False),
+    Column("from_version", String(128), nullable=False),
+    Column("to_version", String(128), nullable=False),
+    Column("reason", PortableText, nullable=False),
+    Column("evidence", PortableJson, nullable=False),
+    Column("rolled_back_at", UtcDateTime, nullable=False),
+    Column("verified_at", UtcDateTime),
+    Column("verification", PortableJson),
+    _version("from_version"),
+    _version("to_version"),
+    _one_of("cause", RollbackCause),
+    CheckConstraint("(cause = 'watchdog') = (cycle IS NOT NULL)", name="watchdog_has_cycle"),
+    Index("ix_rollbacks_run_id_cycle", "run_id", "cycle"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", _ROW_ID, primary_key=True),
+    _run_id(),
+    *_cycle(nullable=True),
+    Column("level", String(16), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("payload", PortableJson, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    _one_of("level", LEVELS),
+    Index("ix_events_run_id_cycle", "run_id", "cycle"),
+)

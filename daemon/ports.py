@@ -158,6 +158,9 @@ class CheckpointStore(Protocol):
     def step_report(self, version: str) -> StepReport | None:
         """The step that made a checkpoint, from its manifest."""
 
+    def parent_root_hash(self, version: str) -> str | None:
+        """Root hash of the checkpoint it was stepped from, from its manifest."""
+
     def path(self, version: str) -> Path:
         """Where the checkpoint's files are."""
 
@@ -215,6 +218,9 @@ class Probes(Protocol):
     def measure_engine(self, progress: ProgressCallback) -> tuple[ProbeResult, ...]:
         """What needs generation: "accept" and "push_back"."""
 
+    def items(self) -> frozenset[tuple[str, str]]:
+        """(probe, item) of everything that the two measure."""
+
     def check_engine(self) -> EngineCheck:
         """Compare the engine's log-probabilities of a few greedy tokens with the trainer's."""
 
@@ -244,6 +250,9 @@ class Ledger(Protocol):
 
     def spent(self, scenario_hashes: Iterable[str]) -> frozenset[str]:
         """Which of these scenarios are claimed or held out."""
+
+    def cycle(self, number: int) -> Cycle:
+        """A cycle as it stands now."""
 
     def unfinished(self) -> tuple[Cycle, ...]:
         """Cycles without an outcome, oldest first."""

@@ -1,1 +1,1 @@
-"""(written with its stage)"""
+"""Published checkpoints: complete or absent, and verified whenever they are read."""

@@ -1,1 +1,1 @@
-"""(written with its stage)"""
+"""The dream cycle: the state machine, its repair at start, and the rollback."""

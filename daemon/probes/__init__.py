@@ -1,1 +1,1 @@
-"""(written with its stage)"""
+"""Held-out measurements of the live policy."""

@@ -1,1 +1,1 @@
-"""(written with its stage)"""
+"""The live policy answers: one batched call for all scenarios, temperatures and samples."""

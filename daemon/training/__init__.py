@@ -1,1 +1,1 @@
-"""(written with its stage)"""
+"""The live policy and its one gentle, never-repeated step."""

@@ -1,0 +1,104 @@
+"""A checkpoint's manifest: what its files hash to, and where it stands in the lineage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from daemon.domain.errors import CheckpointError
+from daemon.domain.records import Checkpoint, StepReport
+from daemon.domain.states import CheckpointState
+
+FORMAT = 1
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One file of a checkpoint."""
+
+    blake3: str
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything `manifest.json` holds but its own root hash, which follows from the rest."""
+
+    version: str
+    cycle_number: int | None
+    parent_version: str | None
+    parent_root_hash: str | None
+    batch_hash: str | None
+    weights_digest: str
+    optimizer_digest: str
+    blobs: Mapping[str, Blob]
+    step: StepReport | None
+
+    @property
+    def root_hash(self) -> str:
+        """BLAKE3 over the canonical JSON of every field."""
+        return blake3(json.dumps(self._fields(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps({**self._fields(), "root_hash": self.root_hash}, indent=1)
+
+    def checkpoint(self) -> Checkpoint:
+        """The record that the database and the rest of dreamd use."""
+        return Checkpoint(
+            version=self.version,
+            cycle_number=self.cycle_number,
+            parent_version=self.parent_version,
+            batch_hash=self.batch_hash,
+            root_hash=self.root_hash,
+            weights_digest=self.weights_digest,
+            optimizer_digest=self.optimizer_digest,
+            size_bytes=sum(blob.size for blob in self.blobs.values()),
+            state=CheckpointState.BASE if self.parent_version is None else CheckpointState.CANDIDATE,
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self)}
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check `manifest.json`; the blobs themselves are not looked at.
+
+    Raises:
+        CheckpointError: missing, not JSON, of another format, or altered (its root hash does not fit).
+    """
+    path = directory / FILE_NAME
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        root_hash, version_found = fields.pop("root_hash"), fields.pop("format")
+        if version_found != FORMAT:
+            raise CheckpointError(f"{path}: format {version_found}; this dreamd reads format {FORMAT}")
+        blobs = {name: Blob(**blob) for name, blob in fields.pop("blobs").items()}
+        manifest = Manifest(**{**fields, "blobs": blobs, "step": _step(fields["step"])})
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; the checkpoint is incomplete") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a manifest ({error!r}); the file was altered or truncated") from None
+    if manifest.root_hash != root_hash:
+        raise CheckpointError(f"{path}: its root hash does not fit its contents; the file was altered")
+    return manifest
+
+
+def _step(fields: dict[str, Any] | None) -> StepReport | None:
+    if fields is None:
+        return None
+    logprobs = tuple((chosen, rejected) for chosen, rejected in fields.pop("example_logprobs"))
+    return StepReport(**fields, example_logprobs=logprobs)
+
+
+def hash_file(path: Path) -> Blob:
+    """BLAKE3 and size of a file."""
+    hasher = blake3(max_threads=blake3.AUTO)
+    hasher.update_mmap(path)
+    return Blob(hasher.hexdigest(), path.stat().st_size)

@@ -1,0 +1,116 @@
+"""Repair at start: whatever the last process left becomes a finished cycle and a live, verified head.
+
+    planned, swept, paired   abandoned; its scenarios may come back
+    claimed, stepped         adopted when its checkpoint was published and matches; else lost, its examples spent
+    published                verified; the missing probes are run, then the verdict
+    probed                   the verdict is recomputed from stored rows
+"""
+
+from __future__ import annotations
+
+from daemon.cycle.restore import verify
+from daemon.cycle.run import decide, evaluate, report_finished, version_of
+from daemon.cycle.stages import Stages
+from daemon.domain.errors import CheckpointError
+from daemon.domain.lineage import baked
+from daemon.domain.records import Checkpoint, Cycle
+from daemon.domain.states import CheckpointState, CycleState, Outcome
+
+
+def recover(stages: Stages) -> None:
+    """Finish every unfinished cycle, tidy the checkpoint directory, and make the head live and proven.
+
+    Raises:
+        CheckpointError: the head does not verify.
+        DreamdError: a stage of a resumed cycle failed.
+    """
+    for cycle in stages.ledger.unfinished():
+        stages.seconds.clear()
+        outcome = _finish(stages, cycle)
+        stages.ledger.event("cycle_recovered", level="warning", cycle=cycle, state=cycle.state, outcome=outcome)
+        stages.observer.log("cycle_recovered", level="warning", cycle=cycle.number, state=cycle.state, outcome=outcome)
+        report_finished(stages, cycle.number, outcome)
+    _tidy(stages)
+    for rollback in stages.ledger.pending_rollbacks():
+        verify(stages, rollback, None)
+    head = stages.ledger.head()
+    _make_live(stages, head)
+    measure_anchors(stages)
+    _make_live(stages, head)
+    stages.sync_engine(head, None)
+
+
+def _finish(stages: Stages, cycle: Cycle) -> Outcome:
+    if not cycle.state.spends:
+        return stages.ledger.close(cycle, Outcome.ABANDONED, f"the process ended in state {cycle.state}")
+    if cycle.state in (CycleState.CLAIMED, CycleState.STEPPED):
+        adopted = _adopt(stages, cycle)
+        if adopted is None:
+            reason = f"the process ended in state {cycle.state} with nothing published"
+            return stages.ledger.close(cycle, Outcome.LOST, reason)
+        cycle = adopted
+    assert cycle.candidate_version is not None, "a published cycle names its candidate"
+    candidate = stages.ledger.checkpoint(cycle.candidate_version)
+    if cycle.state is CycleState.PROBED:
+        return decide(stages, cycle, candidate)
+    _make_live(stages, candidate)
+    return evaluate(stages, cycle, candidate)
+
+
+def _adopt(stages: Stages, cycle: Cycle) -> Cycle | None:
+    """Record a checkpoint that was published just before the process died, if it is this cycle's own."""
+    version, ledger = version_of(cycle), stages.ledger
+    if not stages.store.exists(version):
+        return None
+    try:
+        found = stages.store.verify(version)
+        step, parent_root_hash = stages.store.step_report(version), stages.store.parent_root_hash(version)
+    except CheckpointError as error:
+        ledger.event("adoption_refused", level="warning", cycle=cycle, reason=str(error))
+        return None
+    parent = ledger.checkpoint(cycle.parent_version)
+    belongs = (found.cycle_number, found.batch_hash, parent_root_hash) == (
+        cycle.number,
+        cycle.batch_hash,
+        parent.root_hash,
+    )
+    if not belongs or step is None:
+        ledger.event("adoption_refused", level="warning", cycle=cycle, reason="its manifest is of another lineage")
+        return None
+    if cycle.state is CycleState.CLAIMED:
+        cycle = ledger.record_step(cycle, step)
+    return ledger.record_published(cycle, found)
+
+
+def _tidy(stages: Stages) -> None:
+    """Remove temporary directories, finish interrupted pruning, set unknown directories aside."""
+    checkpoints = stages.ledger.checkpoints()
+    for checkpoint in checkpoints:
+        if checkpoint.state is CheckpointState.PRUNED and stages.store.exists(checkpoint.version):
+            stages.store.prune(checkpoint.version)
+    for name in stages.store.clean(checkpoint.version for checkpoint in checkpoints):
+        stages.ledger.event("checkpoint_quarantined", level="warning", directory=name)
+        stages.observer.log("checkpoint_quarantined", level="warning", directory=name)
+
+
+def measure_anchors(stages: Stages) -> None:
+    """Measure whatever the watchdog will compare with and has no results of yet.
+
+    That is the base before the first cycle, and every anchor after the held-out suite or its size changed.
+    """
+    lineage = stages.ledger.lineage()
+    for anchor in {c.version: c for c in (lineage[-1], baked(lineage, stages.baked_after), lineage[0])}.values():
+        stored = {(result.probe, result.item) for result in stages.ledger.probe_results(anchor.version)}
+        if stages.probes.items() <= stored:
+            continue
+        _make_live(stages, anchor)
+        stages.sync_engine(anchor, None)
+        with stages.stage(None, "anchor") as progress:
+            results = (*stages.probes.measure_trainer(progress), *stages.probes.measure_engine(progress))
+        stages.ledger.record_probes(anchor.version, results, None)
+
+
+def _make_live(stages: Stages, checkpoint: Checkpoint) -> None:
+    if stages.policy.version != checkpoint.version:
+        with stages.stage(None, "load"):
+            stages.policy.restore(checkpoint)

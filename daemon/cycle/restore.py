@@ -1,0 +1,82 @@
+"""Go back: to an earlier checkpoint, with weights, optimizer and engine restored and each of them verified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from daemon.cycle.stages import Stages
+from daemon.domain.errors import RestoreError
+from daemon.domain.lineage import baked
+from daemon.domain.records import Checkpoint, Cycle, PolicyDigests, ProbeResult, Rollback, Verdict
+from daemon.domain.states import Outcome, RollbackTarget
+
+
+def roll_back(stages: Stages, cycle: Cycle, verdict: Verdict) -> Outcome:
+    """Carry out a verdict: one transaction moves the head, then the policy and the engine follow and prove it.
+
+    A kill in between leaves a head that the next start loads, and a rollback row that it verifies.
+
+    Raises:
+        RestoreError: what is live now is not what the target's records say.
+    """
+    target = find_target(stages, cycle, verdict.target)
+    rollback = stages.ledger.roll_back(cycle, verdict, target)
+    stages.observer.log("rolled_back", level="warning", to=target.version, reason=verdict.reason)
+    verify(stages, rollback, cycle)
+    return Outcome.ROLLED_BACK
+
+
+def find_target(stages: Stages, cycle: Cycle, target: RollbackTarget | None) -> Checkpoint:
+    """The checkpoint that a verdict names."""
+    if target is RollbackTarget.A0:
+        return stages.ledger.lineage()[-1]
+    if target is RollbackTarget.A1:
+        return baked(stages.ledger.lineage(), stages.baked_after)
+    return stages.ledger.checkpoint(cycle.parent_version)
+
+
+def verify(stages: Stages, rollback: Rollback, cycle: Cycle | None) -> Mapping[str, Any]:
+    """Restore a rollback's target, prove it, and record the proof in the rollback's row."""
+    evidence = restore(stages, stages.ledger.checkpoint(rollback.to_version), cycle)
+    stages.ledger.rollback_verified(rollback, evidence)
+    stages.observer.log("rollback_verified", level="warning", to=rollback.to_version)
+    return evidence
+
+
+def restore(stages: Stages, target: Checkpoint, cycle: Cycle | None) -> Mapping[str, Any]:
+    """Make `target` live in trainer and engine.
+
+    Returns:
+        The proof: digests, the engine check, and how many held-out documents gave exactly their stored NLL.
+
+    Raises:
+        RestoreError: a digest or a stored measurement differs by as much as one bit.
+        StaleEngineError: the engine does not hold the restored weights.
+    """
+    with stages.stage(cycle, "restore"):
+        stages.policy.restore(target)
+    expected = PolicyDigests(target.weights_digest, target.optimizer_digest)
+    live = stages.policy.digests()
+    if live != expected:
+        raise RestoreError(f"{target.version}: the restored policy's digests are {live}, recorded are {expected}")
+    check = stages.sync_engine(target, cycle)
+    stored = _nll(stages.ledger.probe_results(target.version))
+    with stages.stage(cycle, "verify") as progress:
+        measured = _nll(stages.probes.measure_trainer(progress))
+    for item, value in measured.items():
+        if item in stored and stored[item] != value:
+            raise RestoreError(
+                f"{target.version}: held-out document {item} now has NLL {value!r}, its record says {stored[item]!r}"
+            )
+    return {
+        "weights_digest": live.weights,
+        "optimizer_digest": live.optimizer,
+        "engine": asdict(check),
+        "nll_items_equal": len(measured.keys() & stored.keys()),
+    }
+
+
+def _nll(results: tuple[ProbeResult, ...]) -> dict[str, float | None]:
+    return {result.item: result.value for result in results if result.probe == "nll"}

@@ -1,0 +1,177 @@
+"""One dream cycle.
+
+    sample -> sweep -> judge and pair -> CLAIM -> one step -> publish -> probe -> verdict
+                                                                              |-> promote: the candidate is the head
+                                                                              `-> roll back: an earlier one is live again
+
+Each arrow is a committed state. Nothing is spent before the claim; after it, nothing is ever used again. A killed
+process is repaired by `cycle.recover` at the next start, so there is no other clean-up to forget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from daemon.cycle.restore import roll_back
+from daemon.cycle.stages import Stages
+from daemon.domain.errors import DiskError, DreamdError, FencedError, NonFiniteError, StopRequested
+from daemon.domain.lineage import kept
+from daemon.domain.records import Checkpoint, Cycle, Evidence, History, ProbeResult, Verdict
+from daemon.domain.states import CheckpointState, CycleState, Outcome
+
+
+def run_cycle(stages: Stages) -> Outcome:
+    """Run one dream cycle; the live policy ends promoted, rolled back or unchanged.
+
+    Raises:
+        StopRequested: the daemon must stop; before the claim the cycle is abandoned, after publishing it waits.
+        DreamdError: a stage failed; the cycle is recorded as failed, or waits for the next start once published.
+    """
+    stages.seconds.clear()
+    head = stages.ledger.head()
+    cycle = stages.ledger.open_cycle(head=head, run_seed=stages.run_seed, config=stages.config)
+    try:
+        outcome = _dream(stages, cycle, head)
+    except StopRequested:
+        _close_unpublished(stages, cycle.number, Outcome.ABANDONED, "stopped before the claim")
+        raise
+    except NonFiniteError as error:
+        # Expected now and then, and the batch is spent: the next cycle has other examples.
+        _close_unpublished(stages, cycle.number, Outcome.FAILED, str(error))
+        stages.policy.restore(head)
+        outcome = Outcome.FAILED
+    except FencedError:
+        raise  # another daemon owns the run: nothing may be written any more, not even this
+    except Exception as error:
+        lost = isinstance(error, DiskError)
+        _close_unpublished(stages, cycle.number, Outcome.LOST if lost else Outcome.FAILED, _reason(error))
+        raise
+    report_finished(stages, cycle.number, outcome)
+    return outcome
+
+
+def _dream(stages: Stages, cycle: Cycle, head: Checkpoint) -> Outcome:
+    ledger, observer = stages.ledger, stages.observer
+    with stages.stage(cycle, "sample"):
+        scenarios = stages.source.sample(cycle.number, cycle.seed, ledger.spent)
+        cycle = ledger.record_plan(cycle, scenarios)
+    stages.sync_engine(head, cycle)
+    with stages.stage(cycle, "sweep") as progress:
+        completions = stages.sweeper.sweep(scenarios, head.version, cycle.seed, progress)
+        cycle = _committed(stages, ledger.record_sweep(cycle, completions))
+    with stages.stage(cycle, "judge"):
+        judgements = stages.preferences.judge(scenarios, completions)
+        examples = stages.preferences.pair(scenarios, completions, judgements)
+        cycle = _committed(stages, ledger.record_pairs(cycle, judgements, examples))
+    if not examples:
+        return ledger.close(cycle, Outcome.SKIPPED, "nothing to learn: every answer passed, or no usable pair")
+
+    observer.check_stop()  # the last moment at which stopping costs nothing
+    with stages.stage(cycle, "step"):
+        cycle, batch = ledger.claim(cycle, examples)  # committed before the optimizer moves: never repeated
+        _committed(stages, cycle)
+        report = stages.policy.step(batch)
+        cycle = _committed(stages, ledger.record_step(cycle, report))
+    with stages.stage(cycle, "publish"):
+        candidate = stages.store.publish(
+            version_of(cycle),
+            stages.policy.save,
+            cycle_number=cycle.number,
+            parent=head,
+            batch_hash=batch.batch_hash,
+            step=report,
+        )
+        stages.policy.adopt(candidate.version)
+        cycle = _committed(stages, ledger.record_published(cycle, candidate))
+    return evaluate(stages, cycle, candidate)
+
+
+def version_of(cycle: Cycle) -> str:
+    """Name of the checkpoint that a cycle publishes; cycle numbers are never reused."""
+    return f"cycle-{cycle.number:06d}"
+
+
+def evaluate(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Outcome:
+    """Probe a published candidate, which the trainer holds, as far as that is still missing, and decide."""
+    step, history = stages.ledger.step_report(cycle), stages.ledger.history(cycle)
+    results = stages.ledger.probe_results(candidate.version)
+    if not _has(results, "nll"):
+        with stages.stage(cycle, "probe") as progress:
+            results = stages.probes.measure_trainer(progress)
+            stages.ledger.record_probes(candidate.version, results, cycle)
+    # A candidate that already failed is never put into the engine: broken weights can poison its cache.
+    if stages.judge.gate(comparable(history, results), Evidence(step, results)) is None:
+        stages.sync_engine(candidate, cycle)
+        if not _has(results, "accept"):
+            with stages.stage(cycle, "probe") as progress:
+                stages.ledger.record_probes(candidate.version, stages.probes.measure_engine(progress), cycle)
+    return decide(stages, _committed(stages, stages.ledger.probed(cycle)), candidate)
+
+
+def decide(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Outcome:
+    """The verdict from stored rows alone, and what follows from it."""
+    ledger = stages.ledger
+    evidence = Evidence(ledger.step_report(cycle), ledger.probe_results(candidate.version))
+    history = comparable(ledger.history(cycle), evidence.results)
+    verdict: Verdict = stages.judge.gate(history, evidence) or stages.judge.judge(history, evidence)
+    if verdict.regressed:
+        return roll_back(stages, cycle, verdict)
+    outcome = ledger.promote(cycle, verdict)
+    prune(stages)
+    return outcome
+
+
+def comparable(history: History, results: tuple[ProbeResult, ...]) -> History:
+    """`history` on the items of `results` only: a suite that shrank since leaves older items unmatched."""
+    items = {(result.probe, result.item) for result in results}
+
+    def matching(stored: tuple[ProbeResult, ...]) -> tuple[ProbeResult, ...]:
+        return tuple(result for result in stored if (result.probe, result.item) in items)
+
+    return replace(
+        history, parent=matching(history.parent), baked=matching(history.baked), base=matching(history.base)
+    )
+
+
+def prune(stages: Stages) -> None:
+    """Delete the files of checkpoints that no rollback can go to any more; their rows stay."""
+    ledger, store = stages.ledger, stages.store
+    checkpoints = [c for c in ledger.checkpoints() if c.state is not CheckpointState.PRUNED]
+    newest = sorted(checkpoints, key=lambda c: c.cycle_number or 0)[-stages.keep_last :]
+    keep = kept(ledger.lineage(), stages.baked_after, stages.keep_last) | {c.version for c in newest}
+    for checkpoint in checkpoints:
+        if checkpoint.version not in keep:
+            ledger.pruned(checkpoint.version)
+            store.prune(checkpoint.version)
+
+
+def report_finished(stages: Stages, number: int, outcome: Outcome) -> None:
+    """Record the seconds and log the canonical `cycle_finished` line."""
+    seconds = {name: round(value, 3) for name, value in stages.seconds.items()}
+    cycle = stages.ledger.cycle(number)
+    stages.ledger.record_seconds(cycle, seconds)
+    fields = {"cycle": number, "outcome": str(outcome), "reason": cycle.reason, "head": stages.ledger.head().version}
+    stages.ledger.event("cycle_finished", cycle=cycle, outcome=str(outcome), reason=cycle.reason)
+    stages.observer.log("cycle_finished", **fields, seconds=seconds)
+
+
+def _close_unpublished(stages: Stages, number: int, outcome: Outcome, reason: str) -> None:
+    """End a cycle that broke off, unless its candidate is published: that one is finished at the next start."""
+    cycle = stages.ledger.cycle(number)
+    if cycle.outcome is None and cycle.state not in (CycleState.PUBLISHED, CycleState.PROBED):
+        if outcome is Outcome.LOST and not cycle.state.spends:
+            outcome = Outcome.FAILED
+        stages.ledger.close(cycle, outcome, reason)
+
+
+def _committed(stages: Stages, cycle: Cycle) -> Cycle:
+    stages.observer.committed(cycle)
+    return cycle
+
+
+def _has(results: tuple[ProbeResult, ...], probe: str) -> bool:
+    return any(result.probe == probe for result in results)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, DreamdError) else f"{type(error).__name__}: {error}"

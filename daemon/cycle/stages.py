@@ -1,0 +1,77 @@
+"""What a cycle works with; built once by the composition root."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from daemon.domain.errors import StaleEngineError
+from daemon.domain.records import Checkpoint, Cycle, EngineCheck
+from daemon.ports import (
+    CheckpointStore,
+    Engine,
+    Judge,
+    Ledger,
+    Observer,
+    Policy,
+    Preferences,
+    Probes,
+    ProgressCallback,
+    ScenarioSource,
+    Sweeper,
+)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Every collaborator of the state machine, by port."""
+
+    source: ScenarioSource
+    sweeper: Sweeper
+    preferences: Preferences
+    policy: Policy
+    engine: Engine
+    store: CheckpointStore
+    probes: Probes
+    judge: Judge
+    ledger: Ledger
+    observer: Observer
+    run_seed: int
+    config: Mapping[str, Any]
+    """The settings in force, recorded with each cycle."""
+    keep_last: int
+    baked_after: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage of the cycle at work."""
+
+    @contextmanager
+    def stage(self, cycle: Cycle | None, name: str) -> Iterator[ProgressCallback]:
+        """Show and time one stage."""
+        started = time.monotonic()
+        try:
+            with self.observer.stage(cycle, name) as progress:
+                yield progress
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+    def sync_engine(self, checkpoint: Checkpoint, cycle: Cycle | None) -> EngineCheck:
+        """Make the engine hold the live policy's weights, and have it prove that (invariant I6).
+
+        Raises:
+            StaleEngineError: its log-probabilities or weights are not the trainer's.
+        """
+        with self.stage(cycle, "engine"):
+            if self.engine.policy_version != checkpoint.version:
+                self.engine.sync(self.policy.weights(), checkpoint.version)
+            check = self.probes.check_engine()
+        self.ledger.record_engine_check(check, self.engine.name, cycle)
+        if not check.passed:
+            raise StaleEngineError(
+                f"the engine does not hold {checkpoint.version}: mean |log p| difference {check.mean_abs_diff:.2e} "
+                f"nats (at most {check.tolerance:.0e}), weights equal: {check.weights_match}; "
+                "a restart loads the engine anew"
+            )
+        return check

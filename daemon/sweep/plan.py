@@ -1,0 +1,93 @@
+"""Plan a sweep's requests and record its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from daemon.config.sections import SweepConfig
+from daemon.domain.errors import PackError
+from daemon.domain.hashing import derive_seed
+from daemon.domain.records import Completion, GenerationRequest, Message, Scenario
+from daemon.domain.states import CompletionKind, Side
+from daemon.ports import Encoder, Engine, ProgressCallback
+
+
+@dataclass(frozen=True)
+class _Planned:
+    scenario: Scenario
+    kind: CompletionKind
+    sample: int
+    request: GenerationRequest
+
+
+class PolicySweeper:
+    """Implements the `Sweeper` port."""
+
+    def __init__(self, engine: Engine, encoder: Encoder, config: SweepConfig) -> None:
+        self._engine = engine
+        self._encoder = encoder
+        self._config = config
+
+    def sweep(
+        self, scenarios: Sequence[Scenario], version: str, seed: int, progress: ProgressCallback
+    ) -> tuple[Completion, ...]:
+        planned = [item for scenario in scenarios for item in self._plan(scenario, seed)]
+        generations = self._engine.generate([item.request for item in planned], progress)
+        return tuple(
+            Completion(
+                ordinal=ordinal,
+                scenario_hash=item.scenario.content_hash,
+                kind=item.kind,
+                temperature=item.request.temperature,
+                seed=item.request.seed,
+                sample=item.sample,
+                policy_version=version,
+                prompt_token_ids=item.request.prompt_token_ids,
+                token_ids=generation.token_ids,
+                text=generation.text,
+                mean_logprob=generation.mean_logprob,
+                finish_reason=generation.finish_reason,
+            )
+            for ordinal, (item, generation) in enumerate(zip(planned, generations, strict=True))
+        )
+
+    def _plan(self, scenario: Scenario, seed: int) -> list[_Planned]:
+        config = self._config
+        prompt = self._encode(scenario, scenario.messages)
+        planned = [
+            self._request(scenario, CompletionKind.SWEEP, prompt, temperature, sample, seed)
+            for temperature in config.temperatures
+            for sample in range(config.samples)
+        ]
+        if scenario.guidance is not None and scenario.side is not Side.GENERAL:
+            guided = self._encode(scenario, scenario.guided_messages())
+            planned += [
+                self._request(scenario, CompletionKind.GUIDED, guided, config.guided_temperature, sample, seed)
+                for sample in range(config.guided_samples)
+            ]
+        return planned
+
+    def _request(
+        self,
+        scenario: Scenario,
+        kind: CompletionKind,
+        prompt: tuple[int, ...],
+        temperature: float,
+        sample: int,
+        seed: int,
+    ) -> _Planned:
+        # 31 bits, because engines keep seeds in signed 32-bit or 64-bit integers.
+        own_seed = derive_seed("completion", seed, scenario.content_hash, kind, repr(temperature), sample) % 2**31
+        request = GenerationRequest(prompt, temperature, own_seed, self._config.max_new_tokens)
+        return _Planned(scenario, kind, sample, request)
+
+    def _encode(self, scenario: Scenario, messages: Sequence[Message]) -> tuple[int, ...]:
+        prompt = self._encoder.encode_prompt(messages)
+        if len(prompt) + self._config.max_new_tokens > self._config.max_model_len:
+            raise PackError(
+                f"pack {scenario.pack}, template {scenario.template}: a prompt of {len(prompt)} tokens and "
+                f"sweep.max_new_tokens = {self._config.max_new_tokens} exceed sweep.max_model_len = "
+                f"{self._config.max_model_len}; shorten the template or raise sweep.max_model_len"
+            )
+        return prompt

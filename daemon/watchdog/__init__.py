@@ -1,1 +1,5 @@
-"""(written with its stage)"""
+"""Evidence to verdict, as pure functions: hard gates and paired margins."""
+
+from daemon.watchdog.judge import Watchdog
+
+__all__ = ["Watchdog"]

@@ -1,0 +1,135 @@
+"""Hard gates: limits without statistics. Each returns what it looked at, tripped or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from daemon.domain.errors import DreamdError
+from daemon.domain.records import ProbeResult, StepReport
+from daemon.domain.states import RollbackTarget
+from daemon.watchdog import items
+
+MIN_UPDATES = 5
+"""Earlier steps a median update needs; with fewer, the gate is not looked at."""
+NUM_UPDATES = 20
+"""Earlier steps the median is taken over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One gate, looked at."""
+
+    name: str
+    value: float | None
+    """None: it could not be looked at (too few earlier steps), or the value is not a finite number."""
+    limit: float | None
+    tripped: bool
+    sentence: str
+    """What was seen, in words and figures."""
+    target: RollbackTarget = RollbackTarget.PARENT
+    names: tuple[str, ...] = ()
+    """Everything that broke the gate, where that is more than one figure."""
+
+    def evidence(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "value": items.finite(self.value),
+            "limit": items.finite(self.limit),
+            "tripped": self.tripped,
+            "finding": self.sentence,
+            "names": list(self.names),
+        }
+
+
+def finite_gate(step: StepReport, probes: Mapping[str, Mapping[str, ProbeResult]]) -> Gate:
+    """Trips on any number of the step or of the trainer's probes that is not finite."""
+    measured = {
+        "loss": step.loss,
+        "NLL term": step.nll,
+        "odds term": step.odds_loss,
+        "chosen log-probability": step.chosen_logprob,
+        "gradient norm": step.grad_norm,
+        "update": step.update_rms,
+        # A batch without pairs has none of these: absent is not the same as not finite.
+        "rejected log-probability": 0.0 if step.rejected_logprob is None else step.rejected_logprob,
+        "log odds": 0.0 if step.log_odds is None else step.log_odds,
+        "margin": 0.0 if step.margin is None else step.margin,
+    }
+    found = [f"the step's {name}" for name, value in measured.items() if items.finite(value) is None]
+    found += [f"{probe} of {item}" for probe, results in probes.items() for item in items.not_finite(results)]
+    seen = f"{len(found)} numbers are not finite" if len(found) > 1 else "1 number is not finite"
+    sentence = f"{seen}, first {found[0]}" if found else "every number is finite"
+    return Gate("finite", float(len(found)), 0.0, bool(found), sentence, names=tuple(found))
+
+
+def nll_rise_gate(rise: float, limit: float) -> Gate:
+    """Trips when held-out NLL rose over the parent by more than `limit`, nats per token."""
+    moved = "rose" if rise >= 0 else "fell"
+    sentence = f"held-out NLL {moved} by {abs(rise):.3f} nats over its parent, gate {limit:.3f}"
+    return Gate("nll_rise", rise, limit, rise > limit, sentence)
+
+
+def update_norm_gate(update_rms: float, earlier: Sequence[float], max_ratio: float) -> Gate:
+    """Trips when the update is more than `max_ratio` times the median of the last 20 promoted steps.
+
+    The root mean square stands for the norm: their ratio is fixed by the number of weights.
+    """
+    known = [value for value in earlier if math.isfinite(value)][-NUM_UPDATES:]
+    if len(known) < MIN_UPDATES:
+        sentence = f"{len(known)} earlier updates are known, the gate starts at {MIN_UPDATES}"
+        return Gate("update_norm", None, None, False, sentence)
+    usual = median(known)
+    limit = max_ratio * usual
+    ratio = f"{update_rms / usual:.2f} times" if usual > 0 else "not comparable with"
+    sentence = f"the update ({update_rms:.3g}) is {ratio} the usual one ({usual:.3g}), gate {max_ratio:g} times"
+    return Gate("update_norm", update_rms, limit, update_rms > limit, sentence)
+
+
+def chosen_falling_gate(ancestry: Sequence[float], now: float, num_cycles: int, total: float) -> Gate:
+    """Trips when the held-out chosen log-probability fell in each of the last `num_cycles` cycles, by `total` in all.
+
+    No single step did that, so it goes back to the last baked checkpoint.
+    """
+    series = [*ancestry, now]
+    falls = 0
+    while falls < len(series) - 1 and series[-falls - 1] < series[-falls - 2]:
+        falls += 1
+    counted = min(falls, num_cycles)
+    fallen = series[-counted - 1] - now
+    fell = f"fell {falls} cycles in a row, by {fallen:.3f} nats over the last {counted}" if falls else "did not fall"
+    sentence = f"held-out chosen log-probability {fell}, gate {num_cycles} cycles and {total:.3f}"
+    tripped = falls >= num_cycles and fallen >= total
+    return Gate("chosen_falling", fallen, total, tripped, sentence, RollbackTarget.A1)
+
+
+def degenerate_gate(now: float, parent: float, base: float, max_rise: float) -> Gate:
+    """Trips when the share of degenerate answers is above the base's by more than `max_rise`.
+
+    The limit is measured from the base, so a slow rise can reach it too: the parent is the target only when
+    at least half of the rise came in this step.
+    """
+    rise = now - base
+    sentence = (
+        f"{now:.0%} of the held-out answers are degenerate, {base:.0%} on the base and {parent:.0%} on the parent, "
+        f"gate {max_rise:.0%} above the base"
+    )
+    target = RollbackTarget.PARENT if now - parent >= rise / 2 else RollbackTarget.A1
+    return Gate("degenerate", rise, max_rise, rise > max_rise, sentence, target)
+
+
+def degenerate_share(results: Sequence[ProbeResult], whose: str) -> float:
+    """Share of degenerate (empty or looping) answers.
+
+    Raises:
+        DreamdError: an answer does not say whether it is degenerate.
+    """
+    for result in results:
+        if not isinstance(result.detail.get("degenerate"), bool):
+            raise DreamdError(
+                f"probe {result.probe}: {whose}'s item {result.item} does not say whether it is degenerate"
+            )
+    return sum(bool(result.detail["degenerate"]) for result in results) / len(results)

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from daemon.domain.errors import PackError
+from daemon.domain.hashing import scenario_hash
+from daemon.domain.states import Side
+from daemon.probes.suite import DATA, KINDS, Document, load_suite, select
+
+SUITE = load_suite()
+
+
+def _shingles(text: str, width: int = 3) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[start : start + width]) for start in range(len(words) - width + 1)}
+
+
+def _jaccard(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> float:
+    return len(one & other) / len(one | other) if one | other else 0.0
+
+
+def test_there_are_at_least_48_documents_evenly_over_the_kinds() -> None:
+    """56 documents, 14 of each kind."""
+    assert Counter(document.kind for document in SUITE.documents) == dict.fromkeys(KINDS, 14)
+
+
+def test_there_are_24_chosen_answers_half_per_side() -> None:
+    """12 answers that follow a direction, 12 that push back."""
+    assert Counter(item.side for item in SUITE.chosen) == {Side.ACCEPT: 12, Side.PUSH_BACK: 12}
+
+
+def test_item_names_are_unique_and_say_their_kind() -> None:
+    """A result row's item names one text, and one sees which kind it is."""
+    names = [entry.item for entry in (*SUITE.documents, *SUITE.chosen)]
+    assert len(set(names)) == len(names)
+    assert all(document.item.startswith(f"{document.kind}-") for document in SUITE.documents)
+    sides = {Side.ACCEPT: "chosen-accept-", Side.PUSH_BACK: "chosen-push-back-"}
+    assert all(item.item.startswith(sides[item.side]) for item in SUITE.chosen)
+
+
+@pytest.mark.parametrize("document", SUITE.documents, ids=lambda document: document.item)
+def test_documents_are_short(document: Document) -> None:
+    """60 to 140 words: long enough for a stable mean, short enough for one small batch."""
+    assert 60 <= len(document.text.split()) <= 140
+    assert len(document.text) <= 700
+
+
+def test_prose_and_arithmetic_are_single_paragraphs() -> None:
+    """How the YAML file wraps its lines is no part of the text that is measured."""
+    assert not [d.item for d in SUITE.documents if d.kind in ("prose", "arithmetic") and "\n" in d.text]
+
+
+def test_no_two_documents_are_near_duplicates() -> None:
+    """Fewer than 3 in 10 three-word shingles are shared by any two: each document measures something else."""
+    shingles = {document.item: _shingles(document.text) for document in SUITE.documents}
+    close = [
+        (one, other)
+        for one, other in itertools.combinations(shingles, 2)
+        if _jaccard(shingles[one], shingles[other]) >= 0.3
+    ]
+    assert close == []
+
+
+def test_no_two_chosen_items_are_near_duplicates() -> None:
+    """The same holds for prompts with their answers."""
+    shingles = {item.item: _shingles(f"{item.messages[-1].content} {item.answer}") for item in SUITE.chosen}
+    close = [
+        pair for pair in itertools.combinations(shingles, 2) if _jaccard(*(shingles[name] for name in pair)) >= 0.3
+    ]
+    assert close == []
+
+
+def test_chosen_items_are_hashed_like_scenarios() -> None:
+    """The ledger can refuse a held-out prompt by the hash a scenario of the same words would have."""
+    item = SUITE.chosen[0]
+    assert item.content_hash == scenario_hash([("user", item.messages[0].content)])
+    assert len({each.content_hash for each in SUITE.chosen}) == len(SUITE.chosen)
+
+
+def test_python_documents_compile() -> None:
+    """The held-out Python is real Python."""
+    for document in SUITE.documents:
+        if document.item.startswith("code-python-"):
+            compile(document.text, document.item, "exec")
+
+
+def test_sums_in_the_arithmetic_documents_are_right() -> None:
+    """Every written "a + b = c" and "a - b = c" (any number of terms) holds."""
+    equation = re.compile(r"(?<![\w.,+-])(\d[\d,.]*(?: [+-] \d[\d,.]*)+) = (\d[\d,]*(?:\.\d+)?)")
+    found = 0
+    for document in SUITE.documents:
+        if document.kind == "arithmetic":
+            for left, right in equation.findall(document.text):
+                signed = re.findall(r"([+-]?) ?(\d[\d.]*)", left.replace(",", ""))
+                total = sum(-float(number) if sign == "-" else float(number) for sign, number in signed)
+                assert total == pytest.approx(float(right.replace(",", ""))), (document.item, left, right)
+                found += 1
+    assert found == 9
+
+
+@pytest.mark.parametrize("count", [1, 4, 8, 10, 48, 55])
+def test_selection_is_even_and_repeatable(count: int) -> None:
+    """The same documents every time, no kind more than one ahead of another."""
+    chosen = select(SUITE.documents, count)
+    assert chosen == select(load_suite().documents, count)
+    assert len(set(chosen)) == count
+    per_kind = Counter(document.kind for document in chosen)
+    assert max(per_kind.values()) - min(per_kind[kind] for kind in KINDS) <= 1
+
+
+def test_a_larger_selection_contains_the_smaller() -> None:
+    """Raising the count adds documents and exchanges none."""
+    assert all(
+        select(SUITE.documents, count) == select(SUITE.documents, count + 1)[:count]
+        for count in range(len(SUITE.documents))
+    )
+
+
+def test_selecting_more_than_there_are_gives_all() -> None:
+    """More than the suite has: all of it. None of nothing: nothing."""
+    assert set(select(SUITE.documents, 1000)) == set(SUITE.documents)
+    assert select((), 5) == ()
+
+
+def test_selection_goes_on_when_a_kind_runs_out() -> None:
+    """Uneven kinds are taken evenly for as long as they last."""
+    documents = [Document("a", "prose", "x"), *(Document(f"b{number}", "code", "y") for number in range(3))]
+    assert [document.item for document in select(documents, 3)] == ["a", "b0", "b1"]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(DATA, tmp_path / "suite"))
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_the_version_is_the_contents(copy: Path) -> None:
+    """Untouched: the same version. One changed word, or one capital letter in an answer: another."""
+    assert load_suite(copy).version == SUITE.version
+    _edit(copy / "prose.yaml", "At low water", "At high water")
+    changed = load_suite(copy).version
+    assert changed != SUITE.version
+    _edit(copy / "chosen.yaml", "answer: January", "answer: january")
+    assert load_suite(copy).version not in (changed, SUITE.version)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("prose.yaml", "  text: >-", "  txt: >-", r"prose.yaml: item prose-oyster-beds: missing text"),
+        ("chosen.yaml", "  side: accept", "  side: accept\n  mood: 1", r"chosen-accept-harbour-dawn: unknown key mood"),
+        ("chosen.yaml", "side: accept", "side: general", r"chosen-accept-harbour-dawn: side = 'general'; use accept"),
+        ("chosen.yaml", 'answer: "Yes"', "answer: yes", r"chosen-accept-yes-no: answer must be text .*True; put it in"),
+        (
+            "code.yaml",
+            "- item: code-go-rate-limiter",
+            "- item: code-sql-late-invoices",
+            r"code-sql-late-invoices occurs",
+        ),
+        ("code.yaml", "- item: code-go-rate-limiter", "- item: [", r"code.yaml: held-out file cannot be read"),
+        ("code.yaml", "- item: code-go-rate-limiter", "- 5\n- item: x", r"code.yaml: item number 2 is not a table"),
+        ("code.yaml", "- item: code-go-rate-limiter", "- name: x", r"code.yaml: item number 2: missing item"),
+    ],
+)
+def test_a_malformed_file_names_file_and_item(copy: Path, file: str, old: str, new: str, message: str) -> None:
+    """Each kind of damage is one clear error that says where."""
+    _edit(copy / file, old, new)
+    with pytest.raises(PackError, match=message):
+        load_suite(copy)
+
+
+@pytest.mark.parametrize("content", [None, "", "a: b\n", "[]"])
+def test_a_missing_or_empty_file_is_an_error(copy: Path, content: str | None) -> None:
+    """A suite never quietly loses a kind."""
+    path = copy / "dialogue.yaml"
+    path.unlink() if content is None else path.write_text(content, encoding="utf-8")
+    with pytest.raises(PackError, match=r"dialogue\.yaml"):
+        load_suite(copy)
+
+
+def test_loading_the_suite_imports_no_torch() -> None:
+    """Reading commands may look at the suite without paying for the GPU stack."""
+    code = "import sys; from daemon.probes.suite import load_suite; load_suite(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from watchdog_records import STEP, evidence, history, results, shifted, trainer_results
+
+from daemon.config.sections import WatchdogConfig
+from daemon.domain.errors import DreamdError
+from daemon.domain.states import Decision, RollbackTarget
+from daemon.watchdog import Watchdog, gates
+
+WATCHDOG = Watchdog(WatchdogConfig())
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["loss", "nll", "odds_loss", "chosen_logprob", "rejected_logprob", "log_odds", "margin", "grad_norm", "update_rms"],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_step_number_that_is_not_finite_goes_back_to_the_parent(field: str, value: float) -> None:
+    """Any NaN or infinity in the step's numbers is refused before the engine is synced, back to the parent."""
+    verdict = WATCHDOG.gate(history(), evidence(trainer_results(), **{field: value}))
+    assert verdict is not None and verdict.regressed
+    assert verdict.target is RollbackTarget.PARENT
+    assert "not finite" in verdict.reason
+
+
+@pytest.mark.parametrize("now", [{"nll": (2.5, None, 3.5, 2.75)}, {"chosen_logp": (-2.0, None)}])
+@pytest.mark.parametrize("method", ["gate", "judge"])
+def test_a_measurement_that_is_not_finite_is_refused(method: str, now: dict[str, tuple[float | None, ...]]) -> None:
+    """A None in either trainer probe is refused by the gate and by the complete judgement, and the item is named."""
+    verdict = getattr(WATCHDOG, method)(history(), evidence(results(**now)))
+    assert verdict.regressed and verdict.target is RollbackTarget.PARENT
+    assert verdict.evidence["gates"][0]["names"] in (["nll of doc-1"], ["chosen_logp of chosen-1"])
+
+
+def test_a_batch_without_pairs_has_finite_numbers() -> None:
+    """The pair numbers of a batch without pairs are absent, which is not the same as not finite."""
+    step = evidence(results(), rejected_logprob=None, log_odds=None, margin=None)
+    assert WATCHDOG.gate(history(), step) is None
+    assert WATCHDOG.judge(history(), step).decision is Decision.PROMOTE
+
+
+@pytest.mark.parametrize(("rise", "refused"), [(0.0999, False), (0.1001, True), (-3.0, False)])
+def test_nll_rise_gate_on_each_side_of_its_limit(rise: float, refused: bool) -> None:
+    """Held-out NLL over the parent: just under 0.10 passes the gate, just over does not, falling never trips it."""
+    verdict = WATCHDOG.gate(history(), evidence(trainer_results(shifted(rise))))
+    assert (verdict is not None) is refused
+
+
+def test_the_nll_gate_says_its_figures_in_one_sentence() -> None:
+    """The reason gives the rise and the limit, and the target is the parent."""
+    verdict = WATCHDOG.gate(history(), evidence(trainer_results(shifted(0.412))))
+    assert verdict is not None
+    assert verdict.reason == "held-out NLL rose by 0.412 nats over its parent, gate 0.100"
+    assert verdict.target is RollbackTarget.PARENT
+
+
+@pytest.mark.parametrize(
+    ("earlier", "update", "refused"),
+    [
+        ([1e-5] * 5, 0.99e-4, False),
+        ([1e-5] * 5, 1.01e-4, True),
+        ([1e-5] * 4, 1.0, False),  # too few to know what is usual
+        ([1e-5, 1e-5, 1e-5, 1e-5, 1e-2], 1.01e-4, True),  # the median, not the mean
+        ([1.0] * 30 + [1e-5] * 20, 1.01e-4, True),  # the last 20 only
+        ([1e-5] * 4 + [math.nan], 1.0, False),  # a value that is no number is not known
+    ],
+)
+def test_update_norm_gate(earlier: list[float], update: float, refused: bool) -> None:
+    """An update over 10x the median of the last 20 is refused, once 5 are known."""
+    verdict = WATCHDOG.gate(history(update_rms=earlier), evidence(trainer_results(), update_rms=update))
+    assert (verdict is not None) is refused
+
+
+def test_update_gate_with_a_usual_update_of_zero() -> None:
+    """When nothing moved before, any movement is beyond ten times it, and no division by zero happens."""
+    assert gates.update_norm_gate(1e-9, [0.0] * 5, 10.0).tripped
+    assert not gates.update_norm_gate(0.0, [0.0] * 5, 10.0).tripped
+
+
+@pytest.mark.parametrize(
+    ("ancestry", "now", "refused"),
+    [
+        ([-1.50, -1.52, -1.54, -1.56, -1.58], -1.60, True),  # five falls, 0.10 in all
+        ([-1.52, -1.54, -1.56, -1.58], -1.60, False),  # four falls
+        ([-1.50, -1.501, -1.502, -1.503, -1.504], -1.505, False),  # five falls, 0.005 in all
+        ([-1.50, -1.52, -1.54, -1.54, -1.58], -1.60, False),  # level once: the row is broken
+        ([-1.00, -1.50, -1.501, -1.502, -1.503, -1.504], -1.505, False),  # only the last five falls count
+        ([-1.50, -1.52, -1.54, -1.56, -1.58], -1.40, False),
+        ([], -1.6, False),
+    ],
+)
+def test_chosen_falling_gate(ancestry: list[float], now: float, refused: bool) -> None:
+    """Five falls in a row by at least 0.05 nats in all trip the gate; fewer, smaller or interrupted ones do not."""
+    assert gates.chosen_falling_gate(ancestry, now, 5, 0.05).tripped is refused
+
+
+def test_chosen_falling_total_is_reached_at_its_limit() -> None:
+    """A fall of exactly the total counts."""
+    assert gates.chosen_falling_gate([0.0, -0.25], -0.5, 2, 0.5).tripped
+    assert not gates.chosen_falling_gate([0.0, -0.25], -0.5, 2, 0.51).tripped
+
+
+def test_falling_chosen_answers_go_back_to_the_baked_checkpoint() -> None:
+    """The judge uses the candidate's own mean as the end of the row, and no single step is blamed."""
+    now = results(chosen_logp=(-2.0, -1.7))  # mean -1.85
+    falling = history(chosen_logp=(-1.75, -1.77, -1.79, -1.81, -1.83))
+    verdict = WATCHDOG.judge(falling, evidence(now))
+    assert verdict.regressed and verdict.target is RollbackTarget.A1
+    assert "fell 5 cycles in a row, by 0.100 nats" in verdict.reason
+
+
+@pytest.mark.parametrize(("degenerate", "refused"), [(6, False), (7, True)])
+def test_degenerate_gate_on_each_side_of_its_limit(degenerate: int, refused: bool) -> None:
+    """The base has 1 of 20 degenerate answers: 6 of 20 is a rise of exactly 0.25 and passes, 7 of 20 does not."""
+    base = results(degenerate=1)
+    verdict = WATCHDOG.judge(history(parent=base, baked=base, base=base), evidence(results(degenerate=degenerate)))
+    assert verdict.regressed is refused
+    assert verdict.target is (RollbackTarget.PARENT if refused else None)
+
+
+def test_degenerate_answers_that_crept_in_go_back_to_the_baked_checkpoint() -> None:
+    """When the parent already had most of the rise, returning to it would leave the cause in place."""
+    verdict = WATCHDOG.judge(history(parent=results(degenerate=5)), evidence(results(degenerate=6)))
+    assert verdict.regressed and verdict.target is RollbackTarget.A1
+
+
+def test_an_answer_must_say_whether_it_is_degenerate() -> None:
+    """A missing flag is an error: reading it as "fine" would switch the gate off."""
+    silent = tuple(
+        result if result.item != "accept-3" else type(result)("accept", "accept-3", 1.0, True) for result in results()
+    )
+    with pytest.raises(DreamdError, match="accept-3"):
+        WATCHDOG.judge(history(), evidence(silent))
+
+
+def test_every_gate_is_in_the_evidence_with_value_and_limit() -> None:
+    """An operator sees how near each gate was, also of a promoted candidate."""
+    verdict = WATCHDOG.judge(history(update_rms=[STEP.update_rms] * 5), evidence(results(shifted(0.005))))
+    looked_at = {gate["name"]: gate for gate in verdict.evidence["gates"]}
+    assert list(looked_at) == ["finite", "nll_rise", "update_norm", "degenerate", "chosen_falling"]
+    assert looked_at["nll_rise"]["value"] == pytest.approx(0.005)
+    assert looked_at["nll_rise"]["limit"] == 0.1
+    assert looked_at["update_norm"]["limit"] == pytest.approx(1e-4)
+    assert not any(gate["tripped"] for gate in looked_at.values())

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from watchdog_records import NLL, STEP, evidence, history, results, shifted, trainer_results
+
+from daemon.config.sections import WatchdogConfig
+from daemon.domain.errors import DreamdError
+from daemon.domain.records import Evidence, History, ProbeResult, Verdict
+from daemon.domain.states import Decision, RollbackTarget
+from daemon.ports import Judge
+from daemon.watchdog import Watchdog
+
+CONFIG = WatchdogConfig()
+WATCHDOG = Watchdog(CONFIG)
+
+
+def test_it_is_a_judge() -> None:
+    """The watchdog is what the cycle expects of a judge."""
+    judge: Judge = WATCHDOG
+    assert judge.gate(history(), evidence()) is None
+
+
+def test_identical_results_promote_with_zero_differences() -> None:
+    """A candidate that measures exactly like its anchors is promoted, every difference exactly 0."""
+    verdict = WATCHDOG.judge(history(), evidence())
+    assert verdict.decision is Decision.PROMOTE and verdict.target is None
+    for name in ("baked", "base"):
+        margin = verdict.evidence["margins"][name]
+        assert (margin["mean_difference"], margin["standard_error"]) == (0.0, 0.0)
+        assert set(margin["differences"].values()) == {0.0}
+    assert verdict.evidence["reasons"] == []
+
+
+def test_evidence_of_a_promotion_holds_every_number() -> None:
+    """Means, standard errors, paired differences and pass rates are there, against each anchor."""
+    verdict = WATCHDOG.judge(history(base=results(passed=4)), evidence(results(shifted(0.004), passed=7)))
+    found = verdict.evidence
+    assert found["nll"] == pytest.approx({"now": 2.9415, "parent": 2.9375, "baked": 2.9375, "base": 2.9375})
+    assert found["pass_rates"]["accept"] == {"now": 0.7, "parent": 0.5, "baked": 0.5, "base": 0.4, "num_items": 10}
+    assert found["chosen_logp"]["now"] == -1.75
+    assert found["degenerate"] == {"now": 0.0, "parent": 0.0, "baked": 0.0, "base": 0.0}
+    assert found["margins"]["base"]["differences"]["doc-2"] == pytest.approx(0.004)
+    assert "+0.0040 nats on the last baked checkpoint (margin 0.0100)" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("now", "baked", "base", "target"),
+    [
+        (0.011, 0.0, 0.0, RollbackTarget.A1),  # beyond A1's margin
+        (0.031, 0.025, 0.0, RollbackTarget.A1),  # beyond A0's alone
+        (0.045, 0.029, 0.0, RollbackTarget.A1),  # beyond both, A1 itself is sound
+        (0.050, 0.045, 0.0, RollbackTarget.A0),  # A1 is beyond A0's margin too: going there cures nothing
+    ],
+)
+def test_where_a_margin_goes_back_to(now: float, baked: float, base: float, target: RollbackTarget) -> None:
+    """Slow drift goes back to the last baked checkpoint, to the base when that one has drifted too."""
+    anchors = history(parent=results(shifted(now - 0.002)), baked=results(shifted(baked)), base=results(shifted(base)))
+    verdict = WATCHDOG.judge(anchors, evidence(results(shifted(now))))
+    assert verdict.regressed and verdict.target is target
+
+
+def test_a_poisoned_step_goes_back_to_its_parent_alone() -> None:
+    """A jump that also exceeds both margins costs one cycle, not the ten since the baked checkpoint."""
+    verdict = WATCHDOG.judge(history(), evidence(results(shifted(0.5))))
+    assert verdict.target is RollbackTarget.PARENT
+    assert verdict.reason.startswith("held-out NLL rose by 0.500 nats over its parent")
+
+
+def test_a_gate_decides_the_same_with_and_without_the_engines_probes() -> None:
+    """A verdict recomputed at start-up from a refused candidate's rows is the one given before."""
+    bad = shifted(0.5)
+    assert WATCHDOG.gate(history(), evidence(trainer_results(bad))) == WATCHDOG.judge(
+        history(), evidence(trainer_results(bad))
+    )
+    assert WATCHDOG.gate(history(), evidence(results(bad))) == WATCHDOG.judge(history(), evidence(results(bad)))
+
+
+@pytest.mark.parametrize("probe", ["nll", "chosen_logp", "accept", "push_back"])
+@pytest.mark.parametrize("side", ["now", "parent", "baked", "base"])
+def test_a_missing_probe_is_an_error(probe: str, side: str) -> None:
+    """Without one of the probes, on any side, nothing is promoted or refused: the error names probe and side."""
+    partial = tuple(result for result in results() if result.probe != probe)
+    anchors = history(**{side: partial}) if side != "now" else history()
+    with pytest.raises(DreamdError, match=f"probe {probe}: the .* has no results"):
+        WATCHDOG.judge(anchors, evidence(partial if side == "now" else results()))
+
+
+@pytest.mark.parametrize("probe", ["nll", "chosen_logp", "accept", "push_back"])
+def test_an_item_of_one_side_only_is_an_error(probe: str) -> None:
+    """Items are never silently dropped: the error names them and the side that has them."""
+    extra = (*results(), ProbeResult(probe, "new-item", 1.0, True, {"degenerate": False}))
+    with pytest.raises(DreamdError, match="new-item only on the candidate"):
+        WATCHDOG.judge(history(), evidence(extra))
+    with pytest.raises(DreamdError, match="new-item only on the base"):
+        WATCHDOG.judge(history(base=extra), evidence())
+
+
+def test_many_differing_items_are_counted() -> None:
+    """An error stays readable when a whole suite was exchanged."""
+    extra = tuple(ProbeResult("nll", f"new-{number:02}", 1.0) for number in range(40))
+    with pytest.raises(DreamdError, match="new-04 and 35 more only on the candidate"):
+        WATCHDOG.judge(history(), evidence((*results(), *extra)))
+
+
+@pytest.mark.parametrize("method", ["gate", "judge"])
+def test_an_item_measured_twice_is_an_error(method: str) -> None:
+    """Two values for one item cannot both be the measurement."""
+    with pytest.raises(DreamdError, match="two results for item doc-0"):
+        getattr(WATCHDOG, method)(history(), evidence((*results(), ProbeResult("nll", "doc-0", 2.5))))
+
+
+def test_an_anchor_that_is_not_finite_is_an_error() -> None:
+    """An anchor without a number compares with nothing; the candidate is not blamed for it."""
+    with pytest.raises(DreamdError, match="the base has no finite value for doc-3"):
+        WATCHDOG.judge(history(base=results((2.5, 3.0, 3.5, None))), evidence())
+
+
+def test_an_answer_that_neither_passed_nor_failed_is_an_error() -> None:
+    """A behavioural item without a judgement does not vanish from the pass rate."""
+    unjudged = (*results()[:-1], ProbeResult("push_back", "push_back-9", None, None, {"degenerate": False}))
+    with pytest.raises(DreamdError, match="push_back-9 has neither passed nor failed"):
+        WATCHDOG.judge(history(), evidence(unjudged))
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)), min_size=2, max_size=12).filter(
+        lambda values: any(value is None or value - value != 0 for value in values)
+    )
+)
+def test_never_promotes_a_policy_that_is_not_finite(nll: list[float | None]) -> None:
+    """Whatever the other numbers are, one that is not finite is enough to refuse."""
+    anchor = results([2.0] * len(nll))
+    verdict = WATCHDOG.judge(history(parent=anchor, baked=anchor, base=anchor), evidence(results(nll)))
+    assert verdict.regressed and verdict.target is RollbackTarget.PARENT
+
+
+NOISY = st.lists(st.tuples(st.floats(0.5, 6.0), st.floats(-1e-4, 1e-4)), min_size=8, max_size=56)
+
+
+def _shift(documents: list[tuple[float, float]], by: float) -> Verdict:
+    anchor = results([level for level, _ in documents])
+    now = results([level + by + noise for level, noise in documents])
+    return WATCHDOG.judge(history(parent=anchor, baked=anchor, base=anchor), evidence(now))
+
+
+@given(NOISY, st.floats(0.0103, 3.0))
+def test_a_rise_beyond_the_margin_is_always_refused(documents: list[tuple[float, float]], rise: float) -> None:
+    """All documents worse by more than the margin, with tiny noise: refused.
+
+    Noise of 1e-4 moves the mean by at most 1e-4; its SE over 8 documents is at most 3.8e-5, times 3.3 is 1.3e-4.
+    """
+    assert _shift(documents, rise).regressed
+
+
+@given(NOISY, st.floats(-3.0, 0.0099))
+def test_a_rise_inside_the_margin_is_never_refused(documents: list[tuple[float, float]], rise: float) -> None:
+    """All documents worse by less than the margin, or better: promoted."""
+    assert not _shift(documents, rise - 1e-9).regressed
+
+
+@given(st.randoms(use_true_random=False), st.floats(-0.2, 0.2))
+def test_the_order_of_results_does_not_matter(shuffler: random.Random, shift: float) -> None:
+    """Rows come back from a database in any order; the verdict is the same to the last bit."""
+    now = results(shifted(shift), passed=3)
+    mixed = [list(now), *(list(results()) for _ in range(3))]
+    for each in mixed:
+        shuffler.shuffle(each)
+    reordered = history(parent=mixed[1], baked=mixed[2], base=mixed[3])
+    assert WATCHDOG.judge(reordered, evidence(mixed[0])) == WATCHDOG.judge(history(), evidence(now))
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.floats(-1e38, 1e38)), min_size=4, max_size=4),
+    st.floats(allow_nan=True, allow_infinity=True),
+)
+def test_evidence_is_strict_json(nll: list[float | None], update_rms: float) -> None:
+    """Evidence survives a round trip through JSON without NaN or Infinity, whatever was measured."""
+    verdict = WATCHDOG.judge(history(update_rms=[1e-5] * 6), evidence(results(nll), update_rms=update_rms))
+    assert json.loads(json.dumps(verdict.evidence, allow_nan=False)) == verdict.evidence
+
+
+def _drift(per_step: float, num_steps: int) -> tuple[int, Verdict, list[float]]:
+    """Promote a lineage whose NLL rises by `per_step` each cycle: (cycle refused, verdict, rises over the parent)."""
+    lineage = [results(NLL)]
+    rises: list[float] = []
+    for number in range(1, num_steps + 1):
+        now = results(shifted(number * per_step))
+        baked = lineage[max(0, len(lineage) - 1 - CONFIG.baked_after)]
+        anchors = History(parent=lineage[-1], baked=baked, base=lineage[0], chosen_logp=(-1.75,) * len(lineage))
+        assert WATCHDOG.gate(anchors, Evidence(STEP, now)) is None, "each step alone passes the parent's gate"
+        verdict = WATCHDOG.judge(anchors, Evidence(STEP, now))
+        rises.append(verdict.evidence["nll"]["now"] - verdict.evidence["nll"]["parent"])
+        if verdict.regressed:
+            return number, verdict, rises
+        lineage.append(now)
+    raise AssertionError(f"{num_steps} steps of {per_step} nats were all promoted")
+
+
+def test_a_slowly_boiled_frog_is_caught_by_the_baked_anchor() -> None:
+    """0.004 nats a step, 25 times below the parent's gate: the third step is 0.012 above A1 and refused."""
+    number, verdict, rises = _drift(0.004, 100)
+    assert max(rises) < 0.0041
+    assert number == 3
+    assert verdict.target is RollbackTarget.A1
+    assert "on the last baked checkpoint" in verdict.reason
+
+
+def test_an_even_slower_drift_is_caught_by_the_base() -> None:
+    """0.0008 nats a step keeps inside A1's margin for ever (11 steps, 0.0088) but not inside the base's 0.03."""
+    number, verdict, _ = _drift(0.0008, 100)
+    assert number == 38  # 38 * 0.0008 = 0.0304
+    assert verdict.target is RollbackTarget.A1
+    assert "on the base" in verdict.reason
+    assert not verdict.evidence["margins"]["baked"]["exceeded"]

@@ -15,7 +15,9 @@ from daemon.ports import ProgressCallback
 from daemon.service.notify import Notifier
 from daemon.service.stop import StopFlag
 
-INTERRUPTIBLE: Final = frozenset({"sample", "sweep", "judge", "probe", "anchor", "engine"})
+INTERRUPTIBLE: Final = frozenset(
+    {"load trainer", "load engine", "sample", "sweep", "judge", "probe", "anchor", "engine"}
+)
 """Stages that a stop may break off: nothing is spent yet, or what they measure is measured at the next start.
 
 Every other stage (claim, step, publish, ...) runs to its end, so that what was spent is not lost.

@@ -1,0 +1,43 @@
+# The commands of the project. `make run` and `make test` install what they need into .venv first, and again only
+# when the lock changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help run test check lint lock clean
+
+help:
+	@echo "make run     install, build the small model, run 3 dream cycles, say what happened"
+	@echo "make test    install, then every test that passes without a GPU"
+	@echo "make lint    formatting, ruff, mypy, import directions"
+	@echo "make check   lint and test"
+	@echo "make lock    resolve requirements/cpu.lock anew, after a change in pyproject.toml"
+	@echo "make clean   delete caches and build output (not .venv, not var/)"
+
+run: $(INSTALLED)
+	$(BIN)/dreamd init --small-model
+	$(BIN)/dreamd run --cycles 3 --log pretty
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: lint test
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock: $(INSTALLED)
+	$(BIN)/python requirements/lock.py
+
+$(INSTALLED): requirements/cpu.lock
+	@command -v $(PYTHON) >/dev/null || { echo "dreamd: no $(PYTHON); try: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) requirements/install.py
+	@touch $@
+
+clean:
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov dist
+	find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,170 @@
+"""What the ledger reads: checkpoints, lineage, and what the watchdog compares a candidate with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import fsum
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from daemon.domain.errors import DreamdError
+from daemon.domain.lineage import baked
+from daemon.domain.records import Checkpoint, Cycle, Example, History, ProbeResult, Rollback, StepReport
+from daemon.domain.states import CycleState
+from daemon.storage import rows
+from daemon.storage.tables import checkpoints, cycles, examples, probe_results, rollbacks, runs, steps
+
+RECENT = 20
+"""Checkpoints of the ancestry whose step size and chosen log-probability the watchdog sees."""
+
+
+def head_version(connection: Connection, run_id: int) -> str:
+    """The run's head.
+
+    Raises:
+        DreamdError: no base is registered yet.
+    """
+    version: str | None = connection.scalar(sa.select(runs.c.head_version).where(runs.c.id == run_id))
+    if version is None:
+        raise DreamdError("the run has no head yet: its base checkpoint was never registered; run `dreamd init`")
+    return version
+
+
+def checkpoint(connection: Connection, run_id: int, version: str) -> Checkpoint:
+    """One checkpoint's row.
+
+    Raises:
+        DreamdError: there is none.
+    """
+    row = connection.execute(
+        sa.select(checkpoints).where(checkpoints.c.run_id == run_id, checkpoints.c.version == version)
+    ).first()
+    if row is None:
+        raise DreamdError(f"no checkpoint {version} in the database")
+    return rows.checkpoint_of(row)
+
+
+def all_checkpoints(connection: Connection, run_id: int) -> tuple[Checkpoint, ...]:
+    """Every checkpoint, base first, then by cycle."""
+    found = connection.execute(
+        sa.select(checkpoints)
+        .where(checkpoints.c.run_id == run_id)
+        .order_by(sa.func.coalesce(checkpoints.c.cycle, 0), checkpoints.c.version)
+    )
+    return tuple(rows.checkpoint_of(row) for row in found)
+
+
+def ancestry(connection: Connection, run_id: int, version: str) -> tuple[Checkpoint, ...]:
+    """`version` and its ancestors, itself first, base last."""
+    by_version = {found.version: found for found in all_checkpoints(connection, run_id)}
+    chain: list[Checkpoint] = []
+    current: str | None = version
+    while current is not None:
+        chain.append(by_version[current])
+        current = by_version[current].parent_version
+    return tuple(chain)
+
+
+def cycle(connection: Connection, run_id: int, number: int) -> Cycle:
+    """One cycle's row.
+
+    Raises:
+        DreamdError: there is none.
+    """
+    row = connection.execute(sa.select(cycles).where(cycles.c.run_id == run_id, cycles.c.number == number)).first()
+    if row is None:
+        raise DreamdError(f"no cycle {number} in the database")
+    return rows.cycle_of(row)
+
+
+def history(connection: Connection, run_id: int, parent_version: str, baked_after: int) -> History:
+    """What the watchdog compares a child of `parent_version` with."""
+    lineage = ancestry(connection, run_id, parent_version)
+    recent = lineage[:RECENT][::-1]
+    return History(
+        parent=results(connection, run_id, lineage[0].version),
+        baked=results(connection, run_id, baked(lineage, baked_after).version),
+        base=results(connection, run_id, lineage[-1].version),
+        update_rms=_update_rms(connection, run_id, recent),
+        chosen_logp=_chosen_logp(connection, run_id, recent),
+    )
+
+
+def results(connection: Connection, run_id: int, version: str) -> tuple[ProbeResult, ...]:
+    """Every probe result of a checkpoint, ordered by probe and item."""
+    found = connection.execute(
+        sa.select(probe_results).where(probe_results.c.run_id == run_id, probe_results.c.version == version)
+    )
+    # Sorted here: the two databases order text differently.
+    return tuple(sorted((rows.probe_of(row) for row in found), key=lambda result: (result.probe, result.item)))
+
+
+def cycle_examples(connection: Connection, run_id: int, number: int) -> tuple[Example, ...]:
+    """A cycle's examples in batch order."""
+    return tuple(rows.example_of(row) for row in _example_rows(connection, run_id, number))
+
+
+def step_report(connection: Connection, run_id: int, number: int) -> StepReport:
+    """What a cycle's step did.
+
+    Raises:
+        DreamdError: it has not made one.
+    """
+    row = connection.execute(sa.select(steps).where(steps.c.run_id == run_id, steps.c.cycle == number)).first()
+    if row is None:
+        raise DreamdError(f"cycle {number} has no step")
+    return rows.step_of(row, _example_rows(connection, run_id, number))
+
+
+def unfinished_cycles(connection: Connection, run_id: int) -> tuple[Cycle, ...]:
+    """Cycles without an outcome, oldest first."""
+    found = connection.execute(
+        sa.select(cycles)
+        .where(cycles.c.run_id == run_id, cycles.c.state != CycleState.FINISHED)
+        .order_by(cycles.c.number)
+    )
+    return tuple(rows.cycle_of(row) for row in found)
+
+
+def unverified_rollbacks(connection: Connection, run_id: int) -> tuple[Rollback, ...]:
+    """Rollbacks whose restored policy was not verified yet, oldest first."""
+    found = connection.execute(
+        sa.select(rollbacks)
+        .where(rollbacks.c.run_id == run_id, rollbacks.c.verified_at.is_(None))
+        .order_by(rollbacks.c.id)
+    )
+    return tuple(rows.rollback_of(row) for row in found)
+
+
+def _example_rows(connection: Connection, run_id: int, number: int) -> Sequence[rows.AnyRow]:
+    return connection.execute(
+        sa.select(examples).where(examples.c.run_id == run_id, examples.c.cycle == number).order_by(examples.c.position)
+    ).all()
+
+
+def _update_rms(connection: Connection, run_id: int, lineage: Sequence[Checkpoint]) -> tuple[float, ...]:
+    """Of the steps that made `lineage`, in its order."""
+    numbers = [found.cycle_number for found in lineage if found.cycle_number is not None]
+    found = connection.execute(
+        sa.select(steps.c.cycle, steps.c.update_rms).where(steps.c.run_id == run_id, steps.c.cycle.in_(numbers))
+    )
+    by_cycle = {row.cycle: row.update_rms for row in found}
+    return tuple(by_cycle[number] for number in numbers if number in by_cycle)
+
+
+def _chosen_logp(connection: Connection, run_id: int, lineage: Sequence[Checkpoint]) -> tuple[float, ...]:
+    """Mean held-out chosen log-probability of each checkpoint that has one, in the order of `lineage`."""
+    found = connection.execute(
+        sa.select(probe_results.c.version, probe_results.c.value).where(
+            probe_results.c.run_id == run_id,
+            probe_results.c.probe == "chosen_logp",
+            probe_results.c.value.is_not(None),
+            probe_results.c.version.in_([found.version for found in lineage]),
+        )
+    )
+    values: dict[str, list[float]] = {}
+    for row in found:
+        values.setdefault(row.version, []).append(row.value)
+    # fsum is exact, so the order in which the database returns rows does not matter.
+    return tuple(fsum(of) / len(of) for of in (values.get(found.version) for found in lineage) if of)

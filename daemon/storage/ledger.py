@@ -1,0 +1,346 @@
+"""The ledger: each state change of a cycle is one transaction, fenced by the run's epoch.
+
+Every write locks the run's row first, so writers of one run go one after the other; then it compares the
+epoch, then the cycle's state. What a stage hands over and what the row says must agree, or nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Self
+
+import sqlalchemy as sa
+from sqlalchemy import Engine
+
+from daemon.domain.errors import DatabaseError, DreamdError, FencedError
+from daemon.domain.hashing import batch_hash, derive_seed
+from daemon.domain.records import (
+    Batch,
+    Checkpoint,
+    Completion,
+    Cycle,
+    EngineCheck,
+    Example,
+    History,
+    Judgement,
+    ProbeResult,
+    Rollback,
+    Scenario,
+    StepReport,
+    Verdict,
+)
+from daemon.domain.states import CheckpointState, CycleState, Outcome, RollbackCause
+from daemon.storage import checks, history, rows, tables
+from daemon.storage.claims import already_claimed, claimed, refuse_twice
+from daemon.storage.database import reading, writing
+from daemon.storage.runs import take_over
+from daemon.storage.tables import ClaimKind
+from daemon.storage.writes import Writes
+
+
+class SqlLedger:
+    """`ports.Ledger` on SQLite or PostgreSQL. Made by `acquire`, by the process that holds the `RunLock`."""
+
+    def __init__(self, engine: Engine, run_id: int, run_name: str, epoch: int, baked_after: int = 10) -> None:
+        self._engine = engine
+        self._run_id = run_id
+        self._baked_after = baked_after
+        self.run_name = run_name
+        self.epoch = epoch
+
+    @classmethod
+    def acquire(cls, engine: Engine, run_name: str, *, baked_after: int = 10) -> Self:
+        """Take the run over: ledgers acquired earlier can write nothing from now on.
+
+        Args:
+            baked_after: `watchdog.baked_after`, later promoted cycles after which a checkpoint is an anchor.
+
+        Raises:
+            UsageError: there is no such run.
+        """
+        run = take_over(engine, run_name)
+        return cls(engine, run.id, run.name, run.epoch, baked_after)
+
+    # reading
+
+    def head(self) -> Checkpoint:
+        with reading(self._engine) as connection:
+            version = history.head_version(connection, self._run_id)
+            return history.checkpoint(connection, self._run_id, version)
+
+    def checkpoint(self, version: str) -> Checkpoint:
+        with reading(self._engine) as connection:
+            return history.checkpoint(connection, self._run_id, version)
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        with reading(self._engine) as connection:
+            return history.all_checkpoints(connection, self._run_id)
+
+    def lineage(self) -> tuple[Checkpoint, ...]:
+        with reading(self._engine) as connection:
+            return history.ancestry(connection, self._run_id, history.head_version(connection, self._run_id))
+
+    def spent(self, scenario_hashes: Iterable[str]) -> frozenset[str]:
+        with reading(self._engine) as connection:
+            return frozenset(claimed(connection, self._run_id, scenario_hashes))
+
+    def cycle(self, number: int) -> Cycle:
+        with reading(self._engine) as connection:
+            return history.cycle(connection, self._run_id, number)
+
+    def unfinished(self) -> tuple[Cycle, ...]:
+        with reading(self._engine) as connection:
+            return history.unfinished_cycles(connection, self._run_id)
+
+    def examples(self, cycle: Cycle) -> tuple[Example, ...]:
+        with reading(self._engine) as connection:
+            return history.cycle_examples(connection, self._run_id, cycle.number)
+
+    def step_report(self, cycle: Cycle) -> StepReport:
+        with reading(self._engine) as connection:
+            return history.step_report(connection, self._run_id, cycle.number)
+
+    def probe_results(self, version: str) -> tuple[ProbeResult, ...]:
+        with reading(self._engine) as connection:
+            return history.results(connection, self._run_id, version)
+
+    def history(self, cycle: Cycle) -> History:
+        with reading(self._engine) as connection:
+            return history.history(connection, self._run_id, cycle.parent_version, self._baked_after)
+
+    def pending_rollbacks(self) -> tuple[Rollback, ...]:
+        with reading(self._engine) as connection:
+            return history.unverified_rollbacks(connection, self._run_id)
+
+    # writing
+
+    def register_base(self, checkpoint: Checkpoint) -> None:
+        """The base model as the run's first head. Registering the same base again changes nothing.
+
+        Raises:
+            DreamdError: it has a parent, or the run has another base.
+        """
+        base = replace(checkpoint, state=CheckpointState.BASE)
+        if base.parent_version is not None or base.cycle_number is not None:
+            raise DreamdError(f"checkpoint {base.version} came from a cycle: it is not a base")
+        with self._write() as writes:
+            known = history.all_checkpoints(writes.connection, self._run_id)
+            if not known:
+                writes.insert(tables.checkpoints, rows.checkpoint_values(base))
+                writes.update_run(head_version=base.version)
+            elif known[0] != base:
+                raise DreamdError(f"run {self.run_name} has another base already: {known[0].version}")
+
+    def open_cycle(self, *, head: Checkpoint, run_seed: int, config: Mapping[str, Any]) -> Cycle:
+        with self._write() as writes:
+            writes.require_idle()
+            writes.require_head(head.version)
+            runs, cycles = tables.runs, tables.cycles
+            seed = writes.connection.scalar(sa.select(runs.c.seed).where(runs.c.id == self._run_id))
+            if seed != run_seed:
+                raise DreamdError(f"run {self.run_name} was made with seed {seed}; it cannot go on with {run_seed}")
+            last = writes.connection.scalar(
+                sa.select(sa.func.max(cycles.c.number)).where(cycles.c.run_id == self._run_id)
+            )
+            number = (last or 0) + 1
+            values = {
+                "number": number,
+                "seed": derive_seed("cycle", run_seed, number),
+                "state": CycleState.PLANNED,
+                "parent_version": head.version,
+                "epoch": self.epoch,
+                "config": config,
+                "seconds": {},
+                "started_at": rows.now(),
+            }
+            writes.insert(cycles, values)
+            return writes.cycle(number)
+
+    def record_plan(self, cycle: Cycle, scenarios: Sequence[Scenario]) -> Cycle:
+        with self._write() as writes:
+            stored = writes.require_state(cycle, CycleState.PLANNED)
+            if writes.scenario_hashes(cycle.number):
+                raise DreamdError(f"cycle {cycle.number} has its scenarios already")
+            planned = [rows.scenario_values(position, scenario) for position, scenario in enumerate(scenarios)]
+            writes.insert(tables.scenarios, *planned, cycle=cycle.number)
+            return stored
+
+    def record_sweep(self, cycle: Cycle, completions: Sequence[Completion]) -> Cycle:
+        with self._write() as writes:
+            checks.check_policy(writes.require_state(cycle, CycleState.PLANNED), completions)
+            swept = [rows.completion_values(completion) for completion in completions]
+            writes.insert(tables.completions, *swept, cycle=cycle.number)
+            return writes.update_cycle(cycle.number, state=CycleState.SWEPT)
+
+    def record_pairs(self, cycle: Cycle, judgements: Sequence[Judgement], examples: Sequence[Example]) -> Cycle:
+        with self._write() as writes:
+            writes.require_state(cycle, CycleState.SWEPT)
+            writes.judge(cycle.number, judgements)
+            paired = [rows.example_values(position, example) for position, example in enumerate(examples)]
+            writes.insert(tables.examples, *paired, cycle=cycle.number)
+            return writes.update_cycle(cycle.number, state=CycleState.PAIRED)
+
+    def claim(self, cycle: Cycle, examples: Sequence[Example]) -> tuple[Cycle, Batch]:
+        hashes = [example.content_hash for example in examples]
+        refuse_twice(hashes)
+        with self._claiming(cycle, hashes), self._write() as writes:
+            stored = writes.require_state(cycle, CycleState.PAIRED)
+            checks.check_policy(stored, examples)
+            recorded = history.cycle_examples(writes.connection, self._run_id, cycle.number)
+            checks.check_examples(stored, hashes, recorded)
+            writes.claim(cycle.number, ClaimKind.SCENARIO, writes.scenario_hashes(cycle.number))
+            writes.claim(cycle.number, ClaimKind.EXAMPLE, hashes)
+            spent = batch_hash(stored.parent_version, hashes)
+            updated = writes.update_cycle(cycle.number, state=CycleState.CLAIMED, batch_hash=spent)
+        return updated, Batch(cycle.number, stored.parent_version, spent, tuple(examples))
+
+    def record_step(self, cycle: Cycle, report: StepReport) -> Cycle:
+        with self._write() as writes:
+            stored = writes.require_state(cycle, CycleState.CLAIMED)
+            batch = history.cycle_examples(writes.connection, self._run_id, cycle.number)
+            checks.check_report(stored, report, len(batch))
+            writes.insert(tables.steps, rows.step_values(report), cycle=cycle.number)
+            writes.example_logprobs(cycle.number, report.example_logprobs)
+            return writes.update_cycle(cycle.number, state=CycleState.STEPPED)
+
+    def record_published(self, cycle: Cycle, checkpoint: Checkpoint) -> Cycle:
+        candidate = replace(checkpoint, state=CheckpointState.CANDIDATE)
+        with self._write() as writes:
+            checks.check_published(writes.require_state(cycle, CycleState.STEPPED), candidate)
+            writes.insert(tables.checkpoints, rows.checkpoint_values(candidate))
+            state = CycleState.PUBLISHED
+            return writes.update_cycle(cycle.number, state=state, candidate_version=candidate.version)
+
+    def record_probes(self, version: str, results: Sequence[ProbeResult], cycle: Cycle | None) -> None:
+        with self._write() as writes:
+            stored = history.results(writes.connection, self._run_id, version)
+            known = {(result.probe, result.item) for result in stored}
+            new = [rows.probe_values(result) for result in results if (result.probe, result.item) not in known]
+            measured = {"version": version, "cycle": _number(cycle), "measured_at": rows.now()}
+            writes.insert(tables.probe_results, *(values | measured for values in new))
+
+    def record_engine_check(self, check: EngineCheck, engine: str, cycle: Cycle | None) -> None:
+        with self._write() as writes:
+            values = rows.engine_check_values(check, engine)
+            writes.insert(tables.engine_checks, values | {"cycle": _number(cycle)})
+
+    def probed(self, cycle: Cycle) -> Cycle:
+        with self._write() as writes:
+            writes.require_state(cycle, CycleState.PUBLISHED)
+            return writes.update_cycle(cycle.number, state=CycleState.PROBED)
+
+    def promote(self, cycle: Cycle, verdict: Verdict) -> Outcome:
+        if verdict.regressed:
+            raise DreamdError(f"cycle {cycle.number}: a verdict to roll back cannot promote")
+        with self._write() as writes:
+            stored = writes.require_state(cycle, CycleState.PROBED)
+            writes.require_head(stored.parent_version)
+            writes.verdict(cycle.number, verdict)
+            writes.set_checkpoint(stored.candidate_version, CheckpointState.PROMOTED)
+            writes.update_run(head_version=stored.candidate_version)
+            return writes.finish(cycle.number, Outcome.PROMOTED, verdict.reason)
+
+    def roll_back(self, cycle: Cycle, verdict: Verdict, target: Checkpoint) -> Rollback:
+        if not verdict.regressed:
+            raise DreamdError(f"cycle {cycle.number}: a verdict to promote cannot roll back")
+        with self._write() as writes:
+            stored = writes.require_state(cycle, CycleState.PROBED)
+            assert stored.candidate_version is not None
+            writes.require_head(stored.parent_version)
+            ancestors = history.ancestry(writes.connection, self._run_id, stored.parent_version)
+            if target.version not in {ancestor.version for ancestor in ancestors}:
+                raise DreamdError(f"checkpoint {target.version} is no ancestor of {stored.candidate_version}")
+            writes.verdict(cycle.number, verdict)
+            writes.set_checkpoint(stored.candidate_version, CheckpointState.REJECTED)
+            writes.finish(cycle.number, Outcome.ROLLED_BACK, verdict.reason)
+            return writes.move_head(
+                RollbackCause.WATCHDOG,
+                cycle.number,
+                stored.candidate_version,
+                target.version,
+                verdict.reason,
+                verdict.evidence,
+            )
+
+    def roll_back_head(self, target: Checkpoint, reason: str) -> Rollback:
+        with self._write() as writes:
+            writes.require_idle()
+            head = history.head_version(writes.connection, self._run_id)
+            stored = history.checkpoint(writes.connection, self._run_id, target.version)
+            checks.check_operator_target(head, stored)
+            return writes.move_head(RollbackCause.OPERATOR, None, head, stored.version, reason, {})
+
+    def rollback_verified(self, rollback: Rollback, evidence: Mapping[str, Any]) -> None:
+        rollbacks = tables.rollbacks
+        with self._write() as writes:
+            changed = writes.connection.execute(
+                sa.update(rollbacks)
+                .where(rollbacks.c.run_id == self._run_id, rollbacks.c.id == rollback.id)
+                .where(rollbacks.c.verified_at.is_(None))
+                .values(verified_at=rows.now(), verification=evidence)
+            )
+            if changed.rowcount != 1:
+                raise DreamdError(f"rollback {rollback.id} is unknown, or verified already")
+
+    def close(self, cycle: Cycle, outcome: Outcome, reason: str) -> Outcome:
+        with self._claiming(cycle, ()), self._write() as writes:
+            stored = writes.cycle(cycle.number)
+            checks.check_closing(stored, outcome)
+            if outcome is Outcome.SKIPPED:
+                writes.claim(cycle.number, ClaimKind.SCENARIO, writes.scenario_hashes(cycle.number))
+            if stored.candidate_version is not None:
+                writes.set_checkpoint(stored.candidate_version, CheckpointState.REJECTED)
+            return writes.finish(cycle.number, outcome, reason)
+
+    def record_seconds(self, cycle: Cycle, seconds: Mapping[str, float]) -> None:
+        cycles = tables.cycles
+        with self._write() as writes:
+            known = writes.connection.scalar(
+                sa.select(cycles.c.seconds).where(cycles.c.run_id == self._run_id, cycles.c.number == cycle.number)
+            )
+            writes.update_cycle(cycle.number, seconds={**(known or {}), **seconds})
+
+    def pruned(self, version: str) -> None:
+        with self._write() as writes:
+            stored = history.checkpoint(writes.connection, self._run_id, version)
+            if version == history.head_version(writes.connection, self._run_id):
+                raise DreamdError(f"checkpoint {version} is the head: its files must stay")
+            if stored.state in (CheckpointState.BASE, CheckpointState.CANDIDATE):
+                raise DreamdError(f"checkpoint {version} is {stored.state}: its files must stay")
+            writes.set_checkpoint(version, CheckpointState.PRUNED)
+
+    def event(self, name: str, *, level: str = "info", cycle: Cycle | None = None, **payload: Any) -> None:
+        with self._write() as writes:
+            writes.event(name, level, _number(cycle), payload)
+
+    @contextmanager
+    def _write(self) -> Iterator[Writes]:
+        """A transaction that holds the run's row and is refused when another ledger took the run over."""
+        runs = tables.runs
+        with writing(self._engine) as connection:
+            epoch = connection.scalar(sa.select(runs.c.epoch).where(runs.c.id == self._run_id).with_for_update())
+            if epoch != self.epoch:
+                raise FencedError(
+                    f"run {self.run_name}: another dreamd took it over (epoch {epoch}, this one has {self.epoch}); "
+                    "nothing was written"
+                )
+            yield Writes(connection, self._run_id)
+
+    @contextmanager
+    def _claiming(self, cycle: Cycle, hashes: Sequence[str]) -> Iterator[None]:
+        """Say who has a hash that the unique key refused, once the transaction is rolled back."""
+        try:
+            yield
+        except DatabaseError as error:
+            if not isinstance(error.__cause__, sa.exc.IntegrityError):
+                raise
+            with reading(self._engine) as connection:
+                planned = Writes(connection, self._run_id).scenario_hashes(cycle.number)
+                found = already_claimed(connection, self._run_id, (*planned, *hashes))
+            raise (found or error) from error.__cause__
+
+
+def _number(cycle: Cycle | None) -> int | None:
+    return None if cycle is None else cycle.number

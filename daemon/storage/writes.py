@@ -1,0 +1,153 @@
+"""The statements that the ledger's transactions are made of, on one connection and for one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import ColumnElement, Connection, Table
+
+from daemon.domain.errors import DreamdError
+from daemon.domain.records import Cycle, Judgement, Rollback, Verdict
+from daemon.domain.states import CheckpointState, CycleState, Outcome, RollbackCause
+from daemon.storage import history, rows, tables
+from daemon.storage.claims import insert_claims
+from daemon.storage.tables import ClaimKind
+
+
+class Writes:
+    """Statements within an open, fenced transaction."""
+
+    def __init__(self, connection: Connection, run_id: int) -> None:
+        self.connection = connection
+        self.run_id = run_id
+
+    def cycle(self, number: int) -> Cycle:
+        """The cycle as this transaction sees it."""
+        return history.cycle(self.connection, self.run_id, number)
+
+    def require_state(self, cycle: Cycle, expected: CycleState) -> Cycle:
+        """The stored cycle; refuse when its state is not `expected`."""
+        stored = self.cycle(cycle.number)
+        if stored.state is not expected:
+            raise DreamdError(f"cycle {cycle.number} is {stored.state}, not {expected}: this step is not its next")
+        return stored
+
+    def require_idle(self) -> None:
+        """Refuse while a cycle has no outcome."""
+        for cycle in history.unfinished_cycles(self.connection, self.run_id):
+            raise DreamdError(f"cycle {cycle.number} is {cycle.state}: it must end first")
+
+    def require_head(self, version: str) -> None:
+        """Refuse when another checkpoint is the head."""
+        head = history.head_version(self.connection, self.run_id)
+        if head != version:
+            raise DreamdError(f"the head is {head}, not {version}: the cycle's parent is no longer live")
+
+    def insert(self, table: Table, *values: Mapping[str, Any], cycle: int | None = None) -> None:
+        """Insert rows of this run, and of `cycle` where given."""
+        owner: dict[str, Any] = {"run_id": self.run_id} | ({} if cycle is None else {"cycle": cycle})
+        if values:
+            self.connection.execute(sa.insert(table), [{**row, **owner} for row in values])
+
+    def update_run(self, **values: Any) -> None:
+        self.connection.execute(sa.update(tables.runs).where(tables.runs.c.id == self.run_id).values(values))
+
+    def update_cycle(self, number: int, **values: Any) -> Cycle:
+        """Change a cycle's row; returns it as it stands now."""
+        cycles = tables.cycles
+        self.connection.execute(
+            sa.update(cycles).where(cycles.c.run_id == self.run_id, cycles.c.number == number).values(values)
+        )
+        return self.cycle(number)
+
+    def finish(self, number: int, outcome: Outcome, reason: str) -> Outcome:
+        self.update_cycle(number, state=CycleState.FINISHED, outcome=outcome, reason=reason, finished_at=rows.now())
+        return outcome
+
+    def judge(self, number: int, judgements: Sequence[Judgement]) -> None:
+        """Write each judgement beside its completion."""
+        completions = tables.completions
+        for judgement in judgements:
+            changed = self.connection.execute(
+                sa.update(completions)
+                .where(self._of(completions, number), completions.c.ordinal == judgement.ordinal)
+                .values(passed=judgement.passed, score=judgement.score, judge_reason=judgement.reason)
+            )
+            if changed.rowcount != 1:
+                raise DreamdError(f"cycle {number} has no completion {judgement.ordinal} to judge")
+
+    def example_logprobs(self, number: int, logprobs: Sequence[tuple[float, float | None]]) -> None:
+        """Write each example's log-probabilities beside it, by its position in the batch."""
+        examples = tables.examples
+        for position, (chosen, rejected) in enumerate(logprobs):
+            self.connection.execute(
+                sa.update(examples)
+                .where(self._of(examples, number), examples.c.position == position)
+                .values(chosen_logprob=rows.finite_or_none(chosen), rejected_logprob=rows.finite_or_none(rejected))
+            )
+
+    def scenario_hashes(self, number: int) -> tuple[str, ...]:
+        """The cycle's scenarios, in order."""
+        scenarios = tables.scenarios
+        found = self.connection.scalars(
+            sa.select(scenarios.c.content_hash).where(self._of(scenarios, number)).order_by(scenarios.c.position)
+        )
+        return tuple(found)
+
+    def claim(self, number: int, kind: ClaimKind, hashes: Sequence[str]) -> None:
+        insert_claims(self.connection, self.run_id, kind, number, hashes)
+
+    def set_checkpoint(self, version: str | None, state: CheckpointState) -> None:
+        checkpoints = tables.checkpoints
+        self.connection.execute(
+            sa.update(checkpoints)
+            .where(checkpoints.c.run_id == self.run_id, checkpoints.c.version == version)
+            .values(state=state)
+        )
+
+    def verdict(self, number: int, verdict: Verdict) -> None:
+        self.insert(
+            tables.verdicts,
+            {
+                "decision": verdict.decision,
+                "reason": verdict.reason,
+                "target": verdict.target,
+                "evidence": verdict.evidence,
+                "decided_at": rows.now(),
+            },
+            cycle=number,
+        )
+
+    def event(self, name: str, level: str, cycle: int | None, payload: Mapping[str, Any]) -> None:
+        self.insert(tables.events, {"level": level, "name": name, "cycle": cycle, "payload": payload, "at": rows.now()})
+
+    def move_head(
+        self,
+        cause: RollbackCause,
+        cycle: int | None,
+        from_version: str,
+        to_version: str,
+        reason: str,
+        evidence: Mapping[str, Any],
+    ) -> Rollback:
+        """Roll the head back: the run's row, the rollback's row and its event."""
+        self.update_run(head_version=to_version)
+        values = {
+            "run_id": self.run_id,
+            "cycle": cycle,
+            "cause": cause,
+            "from_version": from_version,
+            "to_version": to_version,
+            "reason": reason,
+            "evidence": evidence,
+            "rolled_back_at": rows.now(),
+        }
+        row = self.connection.execute(sa.insert(tables.rollbacks).values(values).returning(tables.rollbacks)).one()
+        payload = {"cause": cause, "from": from_version, "to": to_version, "reason": reason}
+        self.event("rolled_back", "warning", cycle, payload)
+        return rows.rollback_of(row)
+
+    def _of(self, table: Table, number: int) -> ColumnElement[bool]:
+        return sa.and_(table.c.run_id == self.run_id, table.c.cycle == number)

@@ -1,0 +1,295 @@
+"""Composition root: builds every stage from the configuration, and nothing else knows them all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from daemon.checkpoints.store import DirectoryStore
+from daemon.config import Config, Loaded
+from daemon.cycle.recover import recover
+from daemon.cycle.restore import verify as verify_rollback
+from daemon.cycle.run import run_cycle
+from daemon.cycle.stages import Stages
+from daemon.domain.errors import CheckpointError, UsageError
+from daemon.domain.records import Checkpoint, Scenario
+from daemon.domain.states import CheckpointState, Outcome, Side
+from daemon.ports import Engine, Observer
+from daemon.preferences.pairing import RulePreferences
+from daemon.probes.measure import HeldOutProbes
+from daemon.probes.suite import load_suite
+from daemon.scenarios.pack import load_pack
+from daemon.scenarios.source import BUILTIN_LISTENING, MixtureSource
+from daemon.service.notify import Notifier
+from daemon.service.scheduler import Service
+from daemon.service.state_dir import prepare_state_dir
+from daemon.service.stop import StopFlag
+from daemon.storage.database import open_database, redacted
+from daemon.storage.ledger import SqlLedger
+from daemon.storage.lock import RunLock
+from daemon.storage.migrate import check_schema, upgrade
+from daemon.storage.runs import create_run
+from daemon.sweep.plan import PolicySweeper
+from daemon.training.encoder import ChatEncoder
+from daemon.training.model_folder import check_model_folder, copy_assets
+from daemon.training.policy import WEIGHTS_FILE, TorchPolicy
+from daemon.training.small_model import build_small_model
+from daemon.watchdog.judge import Watchdog
+
+BASE = "base"
+"""Version of the checkpoint made from the base model."""
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What `init_run` found or made."""
+
+    database_url: str
+    base_version: str
+    state_dir: Path
+    created: bool
+
+
+def init_run(loaded: Loaded, observer: Observer, *, small_model: bool) -> InitReport:
+    """Create whatever of state directory, model folder, database, run and base checkpoint is missing.
+
+    Raises:
+        DreamdError: something cannot be used; what was made before it stays and is found by the next call.
+    """
+    config = loaded.config
+    prepare_state_dir(config.run.state_dir)
+    if small_model:
+        with observer.stage(None, "build the small model"):
+            build_small_model(config.model.path)
+    check_model_folder(config.model.path)
+    source = _scenario_source(config)
+    upgrade(config.run.url)
+    engine = open_database(config.run.url)
+    with RunLock(config.run.url, config.run.name):
+        create_run(
+            engine,
+            config.run.name,
+            config.run.seed,
+            str(config.model.path),
+            _recorded(config),
+            source.held_out_hashes(),
+        )
+        ledger = SqlLedger.acquire(engine, config.run.name, baked_after=config.watchdog.baked_after)
+        created = not ledger.has_head()
+        if created:
+            with observer.stage(None, "import the base model"):
+                ledger.register_base(_import_base(config, _store(config)))
+    engine.dispose()
+    return InitReport(redacted(config.run.url), BASE, config.run.state_dir, created)
+
+
+def serve(loaded: Loaded, observer: Observer, stop: StopFlag, *, cycles: int | None, notifier: Notifier) -> int:
+    """Own the run and dream until stopped; returns the number of cycles that finished.
+
+    Raises:
+        LockedError: another daemon owns the run.
+        DreamdError: a stage failed.
+    """
+    config = loaded.config
+    with _owned(config) as ledger:
+        notifier.ready()
+        stages: list[Stages] = []
+
+        def setup() -> None:
+            stages.append(_build(config, ledger, observer))
+            recover(stages[0])
+
+        def teardown() -> None:
+            for built in stages:
+                built.engine.close()
+
+        def one_cycle() -> Outcome:
+            return run_cycle(stages[0])
+
+        service = Service(
+            one_cycle, stop, config.service.interval_s, cycles, setup=setup, teardown=teardown, notifier=notifier
+        )
+        return service.run()
+
+
+def roll_back(loaded: Loaded, observer: Observer, *, to_cycle: int | None) -> dict[str, Any]:
+    """An operator's rollback: the head becomes an earlier checkpoint, which is restored and verified.
+
+    Args:
+        to_cycle: the cycle whose checkpoint to go to, 0 for the base; None for the head's parent.
+
+    Raises:
+        UsageError: there is no such checkpoint, or its files are gone.
+    """
+    config = loaded.config
+    with _owned(config) as ledger:
+        target = _find_target(ledger, to_cycle)
+        _store(config).open(target)  # the head must load at every instant, so look before it moves
+        stages = _build(config, ledger, observer)
+        try:
+            recover(stages)
+            before = ledger.head().version
+            if target.version == before:
+                raise UsageError(f"{before} is the head already")
+            rollback = ledger.roll_back_head(target, "asked for by an operator")
+            evidence = verify_rollback(stages, rollback, None)
+        finally:
+            stages.engine.close()
+    return {"from": before, "to": target.version, "verified": True, "documents_equal": evidence["nll_items_equal"]}
+
+
+def export_checkpoint(loaded: Loaded, version_or_cycle: str, directory: Path) -> dict[str, Any]:
+    """Write a checkpoint as an ordinary Hugging Face folder: weights, config, tokenizer, chat template.
+
+    Raises:
+        UsageError: no such checkpoint, or its files are gone.
+        CheckpointError: it does not verify.
+    """
+    config = loaded.config
+    engine = open_database(config.run.url, readonly=True)
+    check_schema(engine)
+    ledger = SqlLedger.reader(engine, config.run.name)
+    if version_or_cycle == "head":
+        checkpoint = ledger.head()
+    else:
+        checkpoint = _find_target(ledger, 0 if version_or_cycle == BASE else int(version_or_cycle), rejected=True)
+    store = _store(config)
+    source, assets = store.open(checkpoint), store.open(ledger.lineage()[-1])
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    copy_assets(assets, temporary)
+    (temporary / "manifest.json").unlink(missing_ok=True)
+    shutil.copyfile(source / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
+    if directory.exists():
+        directory.rmdir()
+    temporary.rename(directory)
+    engine.dispose()
+    return {"exported": checkpoint.version, "directory": str(directory), "weights_digest": checkpoint.weights_digest}
+
+
+@contextmanager
+def _owned(config: Config) -> Iterator[SqlLedger]:
+    """Hold the run's lock and epoch: everything that can refuse a start without loading a model."""
+    prepare_state_dir(config.run.state_dir)
+    engine = open_database(config.run.url)
+    try:
+        check_schema(engine)
+        _scenario_source(config)  # a malformed pack is found before any model is loaded
+        with RunLock(config.run.url, config.run.name):
+            ledger = SqlLedger.acquire(engine, config.run.name, baked_after=config.watchdog.baked_after)
+            store = _store(config)
+            store.open(ledger.head())
+            yield ledger
+    finally:
+        engine.dispose()
+
+
+def _build(config: Config, ledger: SqlLedger, observer: Observer) -> Stages:
+    """Load the model into trainer and engine and wire every stage."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    device = _device(config)
+    store = _store(config)
+    base_dir = store.path(ledger.lineage()[-1].version)
+    source = _scenario_source(config)
+    with observer.stage(None, "load trainer"):
+        encoder = ChatEncoder(base_dir)
+        policy = TorchPolicy(base_dir, config.training, device, store.open)
+    with observer.stage(None, "load engine"):
+        engine = _engine(config, base_dir, encoder, device)
+    preferences = RulePreferences(encoder, config.preferences.chosen_order)
+    held_out = _held_out(config, source)
+    return Stages(
+        source=source,
+        sweeper=PolicySweeper(engine, encoder, config.sweep),
+        preferences=preferences,
+        policy=policy,
+        engine=engine,
+        store=store,
+        probes=HeldOutProbes(policy, engine, encoder, preferences, load_suite(), held_out, config.probes),
+        judge=Watchdog(config.watchdog),
+        ledger=ledger,
+        observer=observer,
+        run_seed=ledger.run_seed,
+        config=_recorded(config),
+        keep_last=config.checkpoints.keep_last,
+        baked_after=config.watchdog.baked_after,
+    )
+
+
+def _engine(config: Config, model_dir: Path, encoder: ChatEncoder, device: str) -> Engine:
+    if config.sweep.engine == "vllm":
+        from daemon.sweep.vllm_engine import VllmEngine
+
+        return VllmEngine(model_dir, BASE, encoder.end_of_turn, config.sweep)
+    from daemon.sweep.transformers_engine import TransformersEngine
+
+    return TransformersEngine(model_dir, BASE, encoder.end_of_turn, encoder, config.sweep, device)
+
+
+def _scenario_source(config: Config) -> MixtureSource:
+    paths = ([BUILTIN_LISTENING] if config.scenarios.builtin_listening else []) + list(config.scenarios.packs)
+    packs = [load_pack(path) for path in paths]
+    return MixtureSource(packs, config.scenarios.per_cycle, config.scenarios.general_fraction)
+
+
+def _held_out(config: Config, source: MixtureSource) -> tuple[Scenario, ...]:
+    count = config.probes.behaviour_items
+    return (*source.held_out(Side.ACCEPT, count), *source.held_out(Side.PUSH_BACK, count))
+
+
+def _store(config: Config) -> DirectoryStore:
+    return DirectoryStore(config.run.state_dir / "checkpoints")
+
+
+def _device(config: Config) -> str:
+    if config.model.device != "auto":
+        return config.model.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _import_base(config: Config, store: DirectoryStore) -> Checkpoint:
+    """Publish the base model as the first checkpoint: dreamd's own copy, which nobody else changes."""
+    if store.exists(BASE):
+        try:
+            return store.verify(BASE)  # published by an init that was killed before it was registered
+        except CheckpointError:
+            store.clean(())
+    policy = TorchPolicy(config.model.path, config.training, "cpu", store.open)
+
+    def write(directory: Path) -> dict[str, Any]:
+        copy_assets(config.model.path, directory)
+        return dict(policy.save(directory))
+
+    return store.publish(BASE, write, cycle_number=None, parent=None, batch_hash=None, step=None)
+
+
+def _find_target(ledger: SqlLedger, to_cycle: int | None, *, rejected: bool = False) -> Checkpoint:
+    """The checkpoint an operator names; `rejected` ones may be exported but not made the head."""
+    if to_cycle is None:
+        lineage = ledger.lineage()
+        if len(lineage) < 2:
+            raise UsageError("the head is the base already; there is nothing to roll back to")
+        return lineage[1]
+    found = [c for c in ledger.checkpoints() if (c.cycle_number or 0) == to_cycle]
+    if not found:
+        raise UsageError(f"cycle {to_cycle} published no checkpoint; `dreamd checkpoints` lists those there are")
+    (checkpoint,) = found
+    if checkpoint.state is CheckpointState.PRUNED:
+        raise UsageError(f"the files of {checkpoint.version} are pruned; `dreamd checkpoints` lists those kept")
+    if checkpoint.state in (CheckpointState.REJECTED, CheckpointState.CANDIDATE) and not rejected:
+        raise UsageError(f"{checkpoint.version} is {checkpoint.state}: only a promoted checkpoint can be the head")
+    return checkpoint
+
+
+def _recorded(config: Config) -> dict[str, Any]:
+    """The configuration as it goes into the database: JSON, without a password."""
+    recorded = config.model_dump(mode="json")
+    recorded["run"]["database_url"] = redacted(config.run.url)
+    return recorded

@@ -1,0 +1,139 @@
+"""Publishing is all or nothing, and what is damaged is never read as if it were whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.checkpoints.store import DirectoryStore
+from daemon.domain.errors import CheckpointError, DiskError, PermissionDeniedError
+from daemon.domain.records import Checkpoint, StepReport
+
+STEP = StepReport(
+    "orpo", "adamw", 1e-5, 1.0, 0.9, 0.7, -0.9, -1.1, 0.3, 0.2, 1.5, 1e-5, 2, 1, 40, {"update": 0.1},
+    ((-0.9, -1.1), (-0.8, None)),
+)  # fmt: skip
+
+
+def write(directory: Path) -> Mapping[str, Any]:
+    (directory / "model.safetensors").write_bytes(b"w" * 1000)
+    (directory / "optimizer.state").write_bytes(b"o" * 500)
+    return {"weights_digest": "w", "optimizer_digest": "o"}
+
+
+def publish(store: DirectoryStore, version: str = "cycle-000001", parent: Checkpoint | None = None) -> Checkpoint:
+    return store.publish(version, write, cycle_number=1, parent=parent, batch_hash="b", step=STEP)
+
+
+def test_published_checkpoint_verifies_and_keeps_its_step(tmp_path: Path) -> None:
+    """What publish returns is what verify reads back, lineage and step included."""
+    store = DirectoryStore(tmp_path)
+    base = store.publish("base", write, cycle_number=None, parent=None, batch_hash=None, step=None)
+    checkpoint = publish(store, parent=base)
+    assert store.verify("cycle-000001") == checkpoint
+    assert checkpoint.parent_version == "base"
+    assert checkpoint.size_bytes == 1500
+    assert store.parent_root_hash("cycle-000001") == base.root_hash
+    assert store.step_report("cycle-000001") == STEP
+    assert store.open(checkpoint) == tmp_path / "cycle-000001"
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "zero tail"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.state"])
+def test_damaged_blob_is_named(tmp_path: Path, damage: str, name: str) -> None:
+    """A flipped bit, a short file, a zeroed tail or a missing file never verifies."""
+    store = DirectoryStore(tmp_path)
+    publish(store)
+    file = tmp_path / "cycle-000001" / name
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[17] ^= 0b100
+        file.write_bytes(content)
+    elif damage == "truncate":
+        file.write_bytes(content[:-1])
+    elif damage == "zero tail":
+        file.write_bytes(content[:-100] + bytes(100))
+    else:
+        file.unlink()
+    with pytest.raises(CheckpointError, match=name):
+        store.verify("cycle-000001")
+
+
+def test_altered_manifest_is_refused(tmp_path: Path) -> None:
+    """Changing lineage in the manifest breaks its root hash."""
+    store = DirectoryStore(tmp_path)
+    publish(store)
+    path = tmp_path / "cycle-000001" / "manifest.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "batch_hash": "another"}))
+    with pytest.raises(CheckpointError, match="root hash"):
+        store.verify("cycle-000001")
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(CheckpointError, match="not a manifest"):
+        store.verify("cycle-000001")
+
+
+def test_copied_directory_is_not_another_version(tmp_path: Path) -> None:
+    """A directory renamed by hand does not pass for the checkpoint of that name."""
+    store = DirectoryStore(tmp_path)
+    publish(store)
+    (tmp_path / "cycle-000001").rename(tmp_path / "cycle-000002")
+    with pytest.raises(CheckpointError, match="moved or copied"):
+        store.verify("cycle-000002")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_failed_write_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    """A full disk, or an interruption, in the middle of writing leaves no file behind."""
+    store = DirectoryStore(tmp_path)
+
+    def fail(directory: Path) -> Mapping[str, Any]:
+        write(directory)
+        raise error
+
+    with pytest.raises((DiskError, KeyboardInterrupt)):
+        store.publish("cycle-000001", fail, cycle_number=1, parent=None, batch_hash=None, step=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_version_is_written_once(tmp_path: Path) -> None:
+    """Publishing over a published checkpoint is refused and changes nothing."""
+    store = DirectoryStore(tmp_path)
+    checkpoint = publish(store)
+    with pytest.raises(CheckpointError, match="already published"):
+        publish(store)
+    assert store.verify("cycle-000001") == checkpoint
+
+
+def test_clean_removes_temporaries_and_keeps_the_unknown(tmp_path: Path) -> None:
+    """Temporary directories go; an unknown directory is set aside whole, never deleted; known ones stay."""
+    store = DirectoryStore(tmp_path)
+    publish(store)
+    publish(store, "cycle-000002")
+    (tmp_path / ".tmp-cycle-000003").mkdir()
+    assert store.clean(["cycle-000001"]) == ["cycle-000002"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cycle-000001", "quarantine"]
+    (aside,) = (tmp_path / "quarantine").iterdir()
+    assert (aside / "model.safetensors").read_bytes() == b"w" * 1000
+    assert store.clean(["cycle-000001"]) == []
+
+
+def test_prune_deletes_only_that_version(tmp_path: Path) -> None:
+    """Pruning frees one checkpoint; pruning it again is nothing."""
+    store = DirectoryStore(tmp_path)
+    publish(store)
+    publish(store, "cycle-000002")
+    store.prune("cycle-000001")
+    store.prune("cycle-000001")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cycle-000002"]
+
+
+def test_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    """A state directory that cannot be made is one clear error."""
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(PermissionDeniedError, match="checkpoints"):
+        DirectoryStore(tmp_path / "checkpoints")

@@ -1,0 +1,239 @@
+"""The live policy on a tiny random model: step, finite checks, exact save and restore."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import build_tiny_model
+
+from daemon.checkpoints.store import DirectoryStore
+from daemon.config.sections import TrainingConfig
+from daemon.domain.errors import CheckpointError, ModelError, NonFiniteError, OffPolicyError
+from daemon.domain.records import Batch, Checkpoint, Example, Message, StepReport
+from daemon.domain.states import ChosenSource, ExampleKind, Side
+from daemon.training.encoder import ChatEncoder
+from daemon.training.model_folder import check_model_folder
+from daemon.training.policy import TorchPolicy
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def example(model_dir: Path, text: str, version: str = "base", *, pair: bool = True) -> Example:
+    encoder = ChatEncoder(model_dir)
+    return Example(
+        content_hash=f"hash of {text}",
+        scenario_hash=f"scenario {text}",
+        side=Side.ACCEPT,
+        kind=ExampleKind.PAIR if pair else ExampleKind.CHOSEN_ONLY,
+        chosen_source=ChosenSource.TARGET,
+        policy_version=version,
+        prompt_token_ids=encoder.encode_prompt([Message("user", text)]),
+        chosen_token_ids=encoder.encode_response("Good."),
+        chosen_text="Good.",
+        rejected_token_ids=encoder.encode_response("No no no.") if pair else (),
+        rejected_text="No no no." if pair else None,
+    )
+
+
+def batch(model_dir: Path, number: int, version: str) -> Batch:
+    examples = (example(model_dir, f"a{number}", version), example(model_dir, f"b{number}", version, pair=False))
+    return Batch(number, version, f"batch {number}", examples)
+
+
+def build(model_dir: Path, store: DirectoryStore, **training: object) -> TorchPolicy:
+    policy = TorchPolicy(model_dir, TrainingConfig.model_validate(training), "cpu", store.open)
+    policy.adopt("base")
+    return policy
+
+
+def publish(store: DirectoryStore, policy: TorchPolicy, version: str, parent: Checkpoint | None) -> Checkpoint:
+    checkpoint = store.publish(
+        version, policy.save, cycle_number=1, parent=parent, batch_hash=None, step=None
+    )
+    policy.adopt(version)
+    return checkpoint
+
+
+def test_step_moves_by_adamw_and_reports_what_it_saw(model_dir: Path, tmp_path: Path) -> None:
+    """One step equals torch's AdamW on the mean ORPO loss written out independently, to float32 rounding."""
+    from transformers import AutoModelForCausalLM
+
+    policy = build(model_dir, DirectoryStore(tmp_path), lr=1e-4)
+    todo = batch(model_dir, 1, "base")
+    report = policy.step(todo)
+
+    reference = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-4, weight_decay=0.0)
+
+    def mean_logprob(prompt: tuple[int, ...], answer: tuple[int, ...]) -> torch.Tensor:
+        logits = reference(torch.tensor([prompt + answer])).logits[0].log_softmax(dim=-1)
+        return torch.stack([logits[len(prompt) + i - 1, token] for i, token in enumerate(answer)]).mean()
+
+    pair, alone = todo.examples
+    c, r = (mean_logprob(pair.prompt_token_ids, ids) for ids in (pair.chosen_token_ids, pair.rejected_token_ids))
+    log_odds = torch.log(c.exp() / (1 - c.exp())) - torch.log(r.exp() / (1 - r.exp()))
+    alone_c = mean_logprob(alone.prompt_token_ids, alone.chosen_token_ids)
+    loss = ((-c - 0.1 * torch.nn.functional.logsigmoid(log_odds)) + -alone_c) / 2
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+    optimizer.step()
+
+    assert report.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert report.grad_norm == pytest.approx(norm.item(), rel=1e-4)
+    assert report.chosen_logprob == pytest.approx((c + alone_c).item() / 2, rel=1e-5)
+    assert report.rejected_logprob == pytest.approx(r.item(), rel=1e-5)
+    assert report.log_odds == pytest.approx(log_odds.item(), rel=1e-4)
+    assert (report.num_examples, report.num_pairs) == (2, 1)
+    # AdamW's first step is lr * sign(gradient) wherever the gradient is not tiny.
+    assert 0.5 < report.update_rms_over_lr <= 1.01
+    for name, weight in policy.weights().items():
+        torch.testing.assert_close(weight, dict(reference.named_parameters())[name].detach(), atol=2e-6, rtol=0)
+
+
+def test_score_is_exact_when_repeated(model_dir: Path, tmp_path: Path) -> None:
+    """The same weights and sequence give the same bits; scoring needs no prompt."""
+    policy = build(model_dir, DirectoryStore(tmp_path))
+    ids = ChatEncoder(model_dir).encode_text("held-out text")
+    assert policy.score((), ids) == policy.score((), ids)
+    assert len(policy.score((), ids)) == len(ids) - 1
+    assert policy.score(ids[:4], ids[4:]) == pytest.approx(policy.score((), ids)[3:], abs=1e-5)
+
+
+def test_stale_batch_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    """A batch, or one example of it, written by another version never reaches the optimizer (I6)."""
+    policy = build(model_dir, DirectoryStore(tmp_path))
+    before = policy.digests()
+    good = batch(model_dir, 1, "base")
+    stale = replace(good, examples=(good.examples[0], replace(good.examples[1], policy_version="other")))
+    for wrong in (batch(model_dir, 1, "other"), stale):
+        with pytest.raises(OffPolicyError, match="other"):
+            policy.step(wrong)
+    assert policy.digests() == before
+
+
+def test_non_finite_stops_before_anything_moves(model_dir: Path, tmp_path: Path) -> None:
+    """A NaN in the weights makes the loss NaN; weights and optimizer stay as they were, bit for bit."""
+    policy = build(model_dir, DirectoryStore(tmp_path))
+    policy.step(batch(model_dir, 1, "base"))
+    next(iter(policy.weights().values())).view(-1)[0] = float("nan")
+    before = policy.digests()
+    with pytest.raises(NonFiniteError, match="did not move"):
+        policy.step(batch(model_dir, 2, "base"))
+    assert policy.digests() == before
+
+
+def test_non_finite_gradient_stops_before_anything_moves(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finite loss with an infinite gradient does not move the optimizer either."""
+    policy = build(model_dir, DirectoryStore(tmp_path))
+    before = policy.digests()
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def poisoned(parameters: object, limit: float) -> torch.Tensor:
+        parameters = list(parameters)  # type: ignore[call-overload]
+        parameters[0].grad.view(-1)[0] = float("inf")
+        return clip(parameters, limit)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
+    with pytest.raises(NonFiniteError, match="gradient norm"):
+        policy.step(batch(model_dir, 1, "base"))
+    assert policy.digests() == before
+
+
+def test_resume_is_bit_exact(model_dir: Path, tmp_path: Path) -> None:
+    """Four steps straight, or two, restart from the checkpoint, two more: identical weights and optimizer."""
+
+    def report_of(policy: TorchPolicy, number: int) -> StepReport:
+        report = policy.step(batch(model_dir, number, policy.version))
+        policy.adopt(f"v{number}")
+        return report
+
+    store = DirectoryStore(tmp_path / "checkpoints")
+    straight = build(model_dir, store)
+    for number in (1, 2, 3, 4):
+        report_of(straight, number)
+
+    first = build(model_dir, store)
+    report_of(first, 1)
+    report_of(first, 2)
+    saved = publish(store, first, "v2", None)
+    second = build(model_dir, store)
+    second.step(batch(model_dir, 9, "base"))  # something else was live: restore replaces all of it
+    second.restore(saved)
+    assert second.version == "v2"
+    assert second.digests() == first.digests()
+    report_of(second, 3)
+    report_of(second, 4)
+    assert second.digests() == straight.digests()
+
+
+def test_restore_refuses_another_checkpoint_and_changes_nothing(model_dir: Path, tmp_path: Path) -> None:
+    """Flipping one bit of the recorded weights is noticed before the live policy changes."""
+    store = DirectoryStore(tmp_path / "checkpoints")
+    policy = build(model_dir, store)
+    saved = publish(store, policy, "v1", None)
+    before = policy.digests()
+    file = store.path("v1") / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        policy.restore(saved)
+    assert policy.digests() == before
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_saved_weights_are_an_ordinary_model(tmp_path: Path, tied: bool) -> None:
+    """transformers loads what `save` writes beside the model's config, tied head or not."""
+    from transformers import AutoModelForCausalLM
+
+    model_dir = build_tiny_model(tmp_path / "model", tied=tied)
+    policy = build(model_dir, DirectoryStore(tmp_path / "checkpoints"))
+    policy.step(batch(model_dir, 1, "base"))
+    policy.save(model_dir)
+    loaded = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, policy.weights()[name]), name
+
+
+def test_end_of_turn_closes_responses(model_dir: Path) -> None:
+    """A response ends with the token that the chat template ends turns with."""
+    encoder = ChatEncoder(model_dir)
+    assert encoder.end_of_turn == 1
+    assert encoder.encode_response("ok")[-1] == 1
+    assert encoder.decode(encoder.encode_response("ok")) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("missing", "no such model folder"),
+        ("no config", "config.json: missing"),
+        ("broken config", "not valid JSON"),
+        ("no weights", "no .*safetensors"),
+        ("truncated", "truncated"),
+    ],
+)
+def test_bad_model_folder_names_the_file(tmp_path: Path, damage: str, message: str) -> None:
+    """Each way a model folder can be unusable is told apart before anything heavy is loaded."""
+    model_dir = tmp_path / "model"
+    if damage != "missing":
+        build_tiny_model(model_dir)
+    weights = model_dir / "model.safetensors"
+    if damage == "no config":
+        (model_dir / "config.json").unlink()
+    elif damage == "broken config":
+        (model_dir / "config.json").write_text("{")
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=message):
+        check_model_folder(model_dir)

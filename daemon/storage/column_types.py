@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum
@@ -13,9 +14,12 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
+_NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
+
+
 def portable_text(text: str) -> str:
     """`text` with NUL characters and lone surrogates replaced by U+FFFD: PostgreSQL stores neither."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return _NOT_STORABLE.sub("\ufffd", text)
 
 
 def portable_json(value: Any) -> Any:

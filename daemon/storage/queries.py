@@ -1,0 +1,219 @@
+"""What the command line reads: plain dicts and lists, ready for JSON. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, RowMapping, Select, Table
+
+from daemon.domain.errors import UsageError
+from daemon.domain.states import CheckpointState, CycleState
+from daemon.storage import tables, views
+from daemon.storage.database import reading
+from daemon.storage.runs import find_run
+
+Record = dict[str, Any]
+
+
+def status(engine: Engine, run_name: str, *, num_last: int = 5) -> Record:
+    """The run, its head, its cycles by outcome, what runs now, the last cycles, and how much is spent.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    cycles, claims, rollbacks = tables.cycles, tables.claims, tables.rollbacks
+    with reading(engine) as connection:
+        run_id = find_run(connection, run_name).id
+        unverified = sa.select(sa.func.count()).where(rollbacks.c.run_id == run_id, rollbacks.c.verified_at.is_(None))
+        unfinished = _select(cycles).where(cycles.c.run_id == run_id, cycles.c.state != CycleState.FINISHED)
+        current = _records(connection, unfinished.order_by(cycles.c.number))
+        return {
+            "run": _records(connection, _select(tables.runs).where(tables.runs.c.id == run_id))[0],
+            "head": _head(connection, run_id),
+            "cycles_by_outcome": _counts(connection, cycles.c.outcome, run_id),
+            "claims_by_kind": _counts(connection, claims.c.kind, run_id),
+            "unverified_rollbacks": connection.scalar(unverified),
+            "current": current[-1] if current else None,
+            "last_cycles": _last_cycles(connection, run_name, num_last),
+        }
+
+
+def cycles(engine: Engine, run_name: str, limit: int = 20) -> list[Record]:
+    """The newest `limit` rows of `cycle_summary`, oldest of them first.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    with reading(engine) as connection:
+        find_run(connection, run_name)
+        return _last_cycles(connection, run_name, limit)
+
+
+def show_cycle(engine: Engine, run_name: str, number: int) -> Record:
+    """Everything recorded about one cycle that a person may want to see.
+
+    Raises:
+        UsageError: there is no such run or cycle; says which there are.
+    """
+    with reading(engine) as connection:
+        run_id = find_run(connection, run_name).id
+        cycle = _cycle(connection, run_id, number)
+
+        def of_cycle(table: Table, *order: str) -> list[Record]:
+            of = _select(table).where(table.c.run_id == run_id, table.c.cycle == number)
+            return _records(connection, of.order_by(*(table.c[name] for name in order)))
+
+        summary = sa.select(views.cycle_summary).where(
+            views.cycle_summary.c.run == run_name, views.cycle_summary.c.cycle == number
+        )
+        return {
+            "cycle": cycle,
+            "summary": _records(connection, summary)[0],
+            "scenarios": _scenarios(connection, run_id, number),
+            "examples": of_cycle(tables.examples, "position"),
+            "step": _first(of_cycle(tables.steps)),
+            "probes": _probes(connection, run_id, cycle["candidate_version"]),
+            "probes_parent": _probes(connection, run_id, cycle["parent_version"]),
+            "engine_checks": of_cycle(tables.engine_checks, "id"),
+            "verdict": _first(of_cycle(tables.verdicts)),
+            "rollback": _first(of_cycle(tables.rollbacks, "id")),
+            "events": of_cycle(tables.events, "id"),
+        }
+
+
+def checkpoints(engine: Engine, run_name: str) -> list[Record]:
+    """Every checkpoint, base first, each with `is_head` and its `depth` in the head's lineage (None: not in it).
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    table, lineage = tables.checkpoints, views.lineage
+    with reading(engine) as connection:
+        run = find_run(connection, run_name)
+        found = connection.execute(sa.select(lineage.c.version, lineage.c.depth).where(lineage.c.run == run_name))
+        depths: dict[str, int] = {row.version: row.depth for row in found}
+        order = (sa.func.coalesce(table.c.cycle, 0), table.c.version)
+        records = _records(connection, _select(table).where(table.c.run_id == run.id).order_by(*order))
+    return [
+        record | {"is_head": record["version"] == run.head_version, "depth": depths.get(record["version"])}
+        for record in records
+    ]
+
+
+def version_of_cycle(engine: Engine, run_name: str, number: int) -> str:
+    """The checkpoint that a cycle made; cycle 0 is the base.
+
+    Raises:
+        UsageError: there is no such run or cycle, or it made no checkpoint, or its files are gone.
+    """
+    table = tables.checkpoints
+    with reading(engine) as connection:
+        run_id = find_run(connection, run_name).id
+        if number != 0:
+            cycle = _cycle(connection, run_id, number)
+        made = table.c.cycle.is_(None) if number == 0 else table.c.cycle == number
+        row = connection.execute(sa.select(table).where(table.c.run_id == run_id, made)).first()
+    if row is None:
+        what = f"cycle {number} ended {cycle['outcome'] or 'nowhere yet'}" if number else "the base is not registered"
+        raise UsageError(f"{what}: there is no checkpoint of it; `dreamd checkpoints` lists those there are")
+    if row.state == CheckpointState.PRUNED:
+        raise UsageError(
+            f"checkpoint {row.version} was pruned: its files are gone; `dreamd checkpoints` lists the rest"
+        )
+    return str(row.version)
+
+
+def _cycle(connection: Connection, run_id: int, number: int) -> Record:
+    table = tables.cycles
+    found = _records(connection, _select(table).where(table.c.run_id == run_id, table.c.number == number))
+    if not found:
+        last = connection.scalar(sa.select(sa.func.max(table.c.number)).where(table.c.run_id == run_id))
+        hint = f"cycles go from 1 to {last}" if last else "no cycle has run yet; `dreamd run --cycles 1` runs one"
+        raise UsageError(f"no cycle {number}: {hint}")
+    return found[0]
+
+
+def _head(connection: Connection, run_id: int) -> Record | None:
+    table = tables.checkpoints
+    head = sa.select(tables.runs.c.head_version).where(tables.runs.c.id == run_id).scalar_subquery()
+    return _first(_records(connection, _select(table).where(table.c.run_id == run_id, table.c.version == head)))
+
+
+def _last_cycles(connection: Connection, run_name: str, limit: int) -> list[Record]:
+    summary = views.cycle_summary
+    newest = sa.select(summary).where(summary.c.run == run_name).order_by(summary.c.cycle.desc()).limit(limit)
+    return _records(connection, newest)[::-1]
+
+
+def _scenarios(connection: Connection, run_id: int, number: int) -> list[Record]:
+    """Scenarios, each with how many of its completions there are and how many passed."""
+    scenarios, completions = tables.scenarios, tables.completions
+    passed = sa.func.sum(sa.case((completions.c.passed, 1), else_=0))
+    counts = (
+        sa.select(
+            completions.c.scenario_hash,
+            sa.func.count().label("num_completions"),
+            sa.func.count(completions.c.passed).label("num_judged"),
+            passed.label("num_passed"),
+        )
+        .where(completions.c.run_id == run_id, completions.c.cycle == number)
+        .group_by(completions.c.scenario_hash)
+        .subquery()
+    )
+    wanted = (
+        sa.select(
+            *_select(scenarios).selected_columns,
+            *(
+                sa.func.coalesce(counts.c[name], 0).label(name)
+                for name in ("num_completions", "num_judged", "num_passed")
+            ),
+        )
+        .outerjoin(counts, counts.c.scenario_hash == scenarios.c.content_hash)
+        .where(scenarios.c.run_id == run_id, scenarios.c.cycle == number)
+        .order_by(scenarios.c.position)
+    )
+    return _records(connection, wanted)
+
+
+def _probes(connection: Connection, run_id: int, version: str | None) -> list[Record]:
+    """Per probe: how many items, their mean, and the share that passed."""
+    table = tables.probe_results
+    passed = sa.case((table.c.passed.is_(None), None), (table.c.passed, 1.0), else_=0.0)
+    wanted = (
+        sa.select(
+            table.c.probe,
+            sa.func.count().label("num_items"),
+            sa.func.avg(sa.cast(table.c.value, sa.Double)).label("mean"),
+            sa.cast(sa.func.avg(passed), sa.Double).label("pass_rate"),
+        )
+        .where(table.c.run_id == run_id, table.c.version == version)
+        .group_by(table.c.probe)
+    )
+    return sorted(_records(connection, wanted), key=lambda record: str(record["probe"]))
+
+
+def _counts(connection: Connection, column: sa.Column[Any], run_id: int) -> dict[str, int]:
+    found = connection.execute(
+        sa.select(column, sa.func.count()).where(column.table.c.run_id == run_id, column.is_not(None)).group_by(column)
+    )
+    return dict(sorted((str(value), int(count)) for value, count in found))
+
+
+def _select(table: Table) -> Select[Any]:
+    """All columns but the surrogate `run_id`, which says nothing to a person."""
+    return sa.select(*(column for column in table.c if column.name != "run_id"))
+
+
+def _records(connection: Connection, statement: Select[Any]) -> list[Record]:
+    return [_plain(row) for row in connection.execute(statement).mappings()]
+
+
+def _plain(row: RowMapping | Mapping[str, Any]) -> Record:
+    return {key: value.isoformat() if isinstance(value, datetime) else value for key, value in row.items()}
+
+
+def _first(records: list[Record]) -> Record | None:
+    return records[0] if records else None

@@ -12,6 +12,12 @@ _FENCE = re.compile(r"^\s*```[\w+-]*\n(.*?)\n?```\s*$", re.DOTALL)
 _ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|vs|etc|e\.g|i\.e|a\.m|p\.m|u\.s)\.(?=\s+\S)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*]*\s+")
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?<![\w.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+_NUMBER_WORDS = {
+    **{"zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7"},
+    **{"eight": "8", "nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "twenty": "20"},
+    **{"twenty-four": "24", "fifty": "50", "sixty": "60"},
+}
+_NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(sorted(_NUMBER_WORDS, key=len, reverse=True))})\b")
 _BULLET = re.compile(r"^\s*(?:[-*•–]|\d+[.)])\s+(\S.*)$")
 
 
@@ -71,8 +77,12 @@ def items(text: str) -> list[str]:
 
 
 def contains(text: str, phrase: str) -> bool:
-    """Whether `phrase` is in `text` as whole words, case and spacing aside."""
-    return re.search(rf"(?<!\w){re.escape(folded(phrase))}(?!\w)", folded(text)) is not None
+    """Whether `phrase` is in `text` as whole words; case and spacing aside, `seven` and `7` being the same."""
+    return re.search(rf"(?<!\w){re.escape(_digits(phrase))}(?!\w)", _digits(text)) is not None
+
+
+def _digits(text: str) -> str:
+    return _NUMBER_WORD.sub(lambda match: _NUMBER_WORDS[match.group()], folded(text))
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:

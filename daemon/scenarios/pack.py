@@ -1,0 +1,109 @@
+"""Scenario packs: a YAML file of templates, validated with line numbers, expanded by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from daemon.domain.errors import PackError
+from daemon.domain.hashing import scenario_hash
+from daemon.domain.records import Message, Scenario
+from daemon.scenarios.draw import pick
+from daemon.scenarios.fill import draw_slots, fill, fill_rule
+from daemon.scenarios.schema import PackFile, Template
+from daemon.scenarios.share import share_answers
+from daemon.scenarios.validate import cross_check
+from daemon.scenarios.yamlfile import Document, Problem, read_yaml
+
+BUILTIN = Path(__file__).parent / "packs"
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A validated pack."""
+
+    name: str
+    version: int
+    description: str
+    lists: Mapping[str, list[Any]]
+    templates: tuple[Template, ...]
+
+    def template(self, template_id: str) -> Template:
+        """The template of that id; KeyError when there is none."""
+        for template in self.templates:
+            if template.id == template_id:
+                return template
+        raise KeyError(template_id)
+
+    def expand(self, template: Template, rng: Random) -> Scenario:
+        """One scenario of `template`; the same generator state gives the same scenario on every machine."""
+        values = draw_slots(template.slots, self.lists, rng)
+        messages = tuple(Message(role, str(fill(text, values))) for role, text in template.texts)
+        # The last thing drawn, so that adding a target variant does not change the prompts of a seed.
+        target = str(fill(pick(rng, template.targets), values))
+        return Scenario(
+            content_hash=scenario_hash((message.role, message.content) for message in messages),
+            side=template.side,
+            family=template.family,
+            pack=self.name,
+            template=template.id,
+            messages=messages,
+            guidance=str(fill(template.guidance, values)),
+            target=target,
+            rule=fill_rule(template.rule, rule_values(values, self.lists, messages[-1].content)),
+        )
+
+
+def rule_values(values: Mapping[str, Any], lists: Mapping[str, list[Any]], prompt: str) -> dict[str, Any]:
+    """What a rule's slots may name: the template's slots, `{prompt}`, and whole lists as `{lists.NAME}`."""
+    return {**values, "prompt": prompt, "lists": lists}
+
+
+def load_pack(path: Path) -> Pack:
+    """Read and validate a pack file.
+
+    Raises:
+        PackError: one line for each problem found: file, line, what is wrong and what would be right.
+    """
+    document = read_yaml(path)
+    share_answers(document)
+    problems = list(document.problems)
+    try:
+        parsed = PackFile.model_validate(document.data)
+    except ValidationError as error:
+        _refuse(path, problems + _schema_problems(error, document))
+    problems += cross_check(parsed, document)
+    if problems:
+        _refuse(path, problems)
+    return Pack(parsed.pack, parsed.version, parsed.description, parsed.lists, tuple(parsed.templates))
+
+
+def load_builtin(name: str) -> Pack:
+    """A pack that ships with dreamd, such as "listening"."""
+    return load_pack(BUILTIN / f"{name}.yaml")
+
+
+def _schema_problems(error: ValidationError, document: Document) -> list[Problem]:
+    problems = []
+    for found in error.errors(include_url=False):
+        location, kind = found["loc"], found["type"]
+        key = str(location[-1]) if location else ""
+        text = {
+            "missing": f"{key!r} is missing",
+            "extra_forbidden": f"unknown key {key!r}",
+        }.get(kind, f"{key}: {found['msg'].removeprefix('Value error, ')}")
+        problems.append(Problem(document.line(location), text))
+    return problems
+
+
+def _refuse(path: Path, problems: list[Problem]) -> NoReturn:
+    unique = sorted(set(problems))
+    shown = [f"{path}:{problem.line}: {problem.text}" for problem in unique[:20]]
+    if len(unique) > len(shown):
+        shown.append(f"{path}: and {len(unique) - len(shown)} more problems")
+    raise PackError("\n".join(shown))

@@ -17,7 +17,7 @@ from daemon.cycle.recover import recover
 from daemon.cycle.restore import verify as verify_rollback
 from daemon.cycle.run import run_cycle
 from daemon.cycle.stages import Stages
-from daemon.domain.errors import CheckpointError, UsageError
+from daemon.domain.errors import CheckpointError, ConfigError, UsageError
 from daemon.domain.records import Checkpoint, Scenario
 from daemon.domain.states import CheckpointState, Outcome, Side
 from daemon.ports import Engine, Observer
@@ -34,7 +34,7 @@ from daemon.storage.database import open_database, redacted
 from daemon.storage.ledger import SqlLedger
 from daemon.storage.lock import RunLock
 from daemon.storage.migrate import check_schema, upgrade
-from daemon.storage.runs import create_run
+from daemon.storage.runs import Run, create_run, load_run
 from daemon.sweep.plan import PolicySweeper
 from daemon.training.encoder import ChatEncoder
 from daemon.training.model_folder import check_model_folder, copy_assets
@@ -71,7 +71,7 @@ def init_run(loaded: Loaded, observer: Observer, *, small_model: bool) -> InitRe
     source = _scenario_source(config)
     upgrade(config.run.url)
     engine = open_database(config.run.url)
-    with RunLock(config.run.url, config.run.name):
+    with RunLock(engine, config.run.name):
         create_run(
             engine,
             config.run.name,
@@ -81,7 +81,7 @@ def init_run(loaded: Loaded, observer: Observer, *, small_model: bool) -> InitRe
             source.held_out_hashes(),
         )
         ledger = SqlLedger.acquire(engine, config.run.name, baked_after=config.watchdog.baked_after)
-        created = not ledger.has_head()
+        created = load_run(engine, config.run.name).head_version is None
         if created:
             with observer.stage(None, "import the base model"):
                 ledger.register_base(_import_base(config, _store(config)))
@@ -97,12 +97,12 @@ def serve(loaded: Loaded, observer: Observer, stop: StopFlag, *, cycles: int | N
         DreamdError: a stage failed.
     """
     config = loaded.config
-    with _owned(config) as ledger:
+    with _owned(loaded) as (ledger, run):
         notifier.ready()
         stages: list[Stages] = []
 
         def setup() -> None:
-            stages.append(_build(config, ledger, observer))
+            stages.append(_build(config, ledger, run.seed, observer))
             recover(stages[0])
 
         def teardown() -> None:
@@ -128,10 +128,10 @@ def roll_back(loaded: Loaded, observer: Observer, *, to_cycle: int | None) -> di
         UsageError: there is no such checkpoint, or its files are gone.
     """
     config = loaded.config
-    with _owned(config) as ledger:
+    with _owned(loaded) as (ledger, run):
         target = _find_target(ledger, to_cycle)
         _store(config).open(target)  # the head must load at every instant, so look before it moves
-        stages = _build(config, ledger, observer)
+        stages = _build(config, ledger, run.seed, observer)
         try:
             recover(stages)
             before = ledger.head().version
@@ -154,7 +154,7 @@ def export_checkpoint(loaded: Loaded, version_or_cycle: str, directory: Path) ->
     config = loaded.config
     engine = open_database(config.run.url, readonly=True)
     check_schema(engine)
-    ledger = SqlLedger.reader(engine, config.run.name)
+    ledger = _reader(engine, config.run.name)
     if version_or_cycle == "head":
         checkpoint = ledger.head()
     else:
@@ -175,25 +175,36 @@ def export_checkpoint(loaded: Loaded, version_or_cycle: str, directory: Path) ->
 
 
 @contextmanager
-def _owned(config: Config) -> Iterator[SqlLedger]:
+def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run]]:
     """Hold the run's lock and epoch: everything that can refuse a start without loading a model."""
+    config = loaded.config
     prepare_state_dir(config.run.state_dir)
     engine = open_database(config.run.url)
     try:
         check_schema(engine)
-        _scenario_source(config)  # a malformed pack is found before any model is loaded
-        with RunLock(config.run.url, config.run.name):
+        _scenario_source(config)
+        with RunLock(engine, config.run.name):
+            run = load_run(engine, config.run.name)
+            if loaded.source("run.seed") != "default" and config.run.seed != run.seed:
+                raise ConfigError(
+                    f"{loaded.source('run.seed')}: run.seed = {config.run.seed}, but run {run.name} was created with "
+                    f"{run.seed}; a seed is fixed at `dreamd init`: set it back, or choose another run.name"
+                )
             ledger = SqlLedger.acquire(engine, config.run.name, baked_after=config.watchdog.baked_after)
-            store = _store(config)
-            store.open(ledger.head())
-            yield ledger
+            _store(config).open(ledger.head())
+            yield ledger, run
     finally:
         engine.dispose()
 
 
-def _build(config: Config, ledger: SqlLedger, observer: Observer) -> Stages:
+def _reader(engine: Any, config: Config) -> SqlLedger:
+    """A ledger to read with: it owns nothing, so its writes would be refused."""
+    run = load_run(engine, config.run.name)
+    return SqlLedger(engine, run.id, run.name, -1)
+
+
+def _build(config: Config, ledger: SqlLedger, run_seed: int, observer: Observer) -> Stages:
     """Load the model into trainer and engine and wire every stage."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
     device = _device(config)
     store = _store(config)
     base_dir = store.path(ledger.lineage()[-1].version)
@@ -216,7 +227,7 @@ def _build(config: Config, ledger: SqlLedger, observer: Observer) -> Stages:
         judge=Watchdog(config.watchdog),
         ledger=ledger,
         observer=observer,
-        run_seed=ledger.run_seed,
+        run_seed=run_seed,
         config=_recorded(config),
         keep_last=config.checkpoints.keep_last,
         baked_after=config.watchdog.baked_after,

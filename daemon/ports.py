@@ -232,7 +232,7 @@ class Judge(Protocol):
         """The hard gates that the trainer's probes can trip; a verdict only when one did."""
 
     def judge(self, history: History, evidence: Evidence) -> Verdict:
-        """The verdict on complete evidence."""
+        """The verdict; `gate`'s where that gives one, so that a refused candidate needs no engine probes."""
 
 
 class Ledger(Protocol):

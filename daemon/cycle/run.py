@@ -16,7 +16,7 @@ from daemon.cycle.restore import roll_back
 from daemon.cycle.stages import Stages
 from daemon.domain.errors import DiskError, DreamdError, FencedError, NonFiniteError, StopRequested
 from daemon.domain.lineage import kept
-from daemon.domain.records import Checkpoint, Cycle, Evidence, History, ProbeResult, Verdict
+from daemon.domain.records import Checkpoint, Cycle, Evidence, History, ProbeResult
 from daemon.domain.states import CheckpointState, CycleState, Outcome
 
 
@@ -113,7 +113,7 @@ def decide(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Outcome:
     ledger = stages.ledger
     evidence = Evidence(ledger.step_report(cycle), ledger.probe_results(candidate.version))
     history = comparable(ledger.history(cycle), evidence.results)
-    verdict: Verdict = stages.judge.gate(history, evidence) or stages.judge.judge(history, evidence)
+    verdict = stages.judge.judge(history, evidence)
     if verdict.regressed:
         return roll_back(stages, cycle, verdict)
     outcome = ledger.promote(cycle, verdict)

@@ -1,0 +1,302 @@
+"""Whole cycles on real parts: tiny model, transformers engine, real databases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import RecordingObserver, check_invariants, dream, load, make_run, outcomes, query
+
+from daemon import app
+from daemon.checkpoints.store import DirectoryStore
+from daemon.domain.errors import (
+    CheckpointError,
+    ConfigError,
+    DiskError,
+    LockedError,
+    StaleEngineError,
+    UsageError,
+)
+from daemon.domain.states import CycleState
+from daemon.preferences.pairing import RulePreferences
+from daemon.storage.database import open_database
+from daemon.storage.lock import RunLock
+from daemon.sweep.transformers_engine import TransformersEngine
+from daemon.training import policy as policy_module
+from daemon.training.policy import TorchPolicy
+
+POISON = ("training.lr=1.0", "training.allow_unsafe_lr=true")
+
+
+@pytest.fixture
+def sqlite_run(tmp_path: Path) -> Path:
+    return make_run(tmp_path, "")
+
+
+def nll(file: Path, version: str) -> dict[str, float]:
+    rows = query(file, f"select item, value from probe_results where probe = 'nll' and version = '{version}'")
+    return {item: value for item, value in rows}
+
+
+def test_cycles_promote_and_never_repeat(tmp_path: Path, database_url: str) -> None:
+    """Three cycles: states in order, every completion on-policy, engine proven, no scenario or example twice."""
+    file = make_run(tmp_path, database_url)
+    observer = RecordingObserver()
+    assert dream(file, 3, observer=observer) == 3
+    assert outcomes(file) == ["promoted"] * 3
+    assert observer.states[:6] == [
+        CycleState.SWEPT,
+        CycleState.PAIRED,
+        CycleState.CLAIMED,
+        CycleState.STEPPED,
+        CycleState.PUBLISHED,
+        CycleState.PROBED,
+    ]
+    stray = query(
+        file,
+        "select count(*) from completions x join cycles c on c.run_id = x.run_id and c.number = x.cycle "
+        "where x.policy_version != c.parent_version",
+    )
+    assert stray == [(0,)], "I6: a completion of another version"
+    checks = query(file, "select mean_abs_diff, weights_match from engine_checks")
+    assert len(checks) >= 2 * 3 and all(difference < 1e-4 and match for difference, match in checks)
+    sides = query(file, "select cycle, side, count(*) from scenarios group by cycle, side order by cycle, side")
+    assert [count for _, side, count in sides if side == "general"] == [2, 2, 2]
+    finished = [fields for name, fields in observer.events if name == "cycle_finished"]
+    assert [fields["cycle"] for fields in finished] == [1, 2, 3]
+    assert {"sample", "sweep", "step", "publish", "probe", "engine"} <= finished[0]["seconds"].keys()
+    check_invariants(file)
+
+
+def test_straight_and_resumed_runs_are_the_same_bits(tmp_path: Path) -> None:
+    """Four cycles in one process, or two and two: identical checkpoints, examples and measurements."""
+    results = []
+    for name, parts in (("straight", (4,)), ("resumed", (2, 2))):
+        (tmp_path / name).mkdir()
+        file = make_run(tmp_path / name, "")
+        for cycles in parts:
+            dream(file, cycles)
+        results.append(
+            (
+                query(file, "select version, weights_digest, optimizer_digest from checkpoints order by 1"),
+                query(file, "select cycle, position, content_hash from examples order by 1, 2"),
+                query(file, "select cycle, ordinal, text, mean_logprob from completions order by 1, 2"),
+                query(file, "select version, probe, item, value from probe_results order by 1, 2, 3"),
+            )
+        )
+    assert results[0] == results[1]
+
+
+def test_poisoned_step_rolls_back_by_itself(tmp_path: Path, database_url: str) -> None:
+    """A learning rate of 1.0 for one cycle: refused, restored bit for bit, and the next cycle goes on from there."""
+    file = make_run(tmp_path, database_url)
+    dream(file, 2)
+    dream(file, 1, *POISON)
+    assert outcomes(file) == ["promoted", "promoted", "rolled_back"]
+    ((target, verification),) = query(file, "select to_version, verification from rollbacks")
+    proof = json.loads(verification) if isinstance(verification, str) else verification
+    assert target == "cycle-000002"
+    assert proof["nll_items_equal"] == 8
+    assert proof["engine"]["weights_match"] is True
+    before = nll(file, target)
+    dream(file, 1)
+    assert outcomes(file)[-1] == "promoted"
+    assert query(file, "select parent_version from cycles where number = 4") == [(target,)]
+    assert nll(file, target) == before
+    check_invariants(file)
+
+
+def test_live_policy_after_a_rollback_measures_as_stored(sqlite_run: Path) -> None:
+    """Loading the head afterwards in a new process gives exactly the stored NLL of the target, item by item."""
+    from daemon.probes.suite import load_suite, select
+    from daemon.training.encoder import ChatEncoder
+
+    dream(sqlite_run, 1)
+    dream(sqlite_run, 1, *POISON)
+    config = load(sqlite_run).config
+    store = DirectoryStore(config.run.state_dir / "checkpoints")
+    policy = TorchPolicy(store.path("base"), config.training, "cpu", store.open)
+    policy.restore(store.verify("cycle-000001"))
+    encoder = ChatEncoder(store.path("base"))
+    stored = nll(sqlite_run, "cycle-000001")
+    for document in select(load_suite().documents, 8):
+        scores = policy.score((), encoder.encode_text(document.text))
+        assert -sum(scores) / len(scores) == stored[document.item]
+
+
+def test_nan_loss_fails_the_cycle_and_changes_nothing(sqlite_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A NaN loss: outcome failed with the reason, nothing published, examples spent, and the next cycle is sound."""
+    orpo = policy_module.orpo
+    calls: list[int] = []
+
+    def poisoned(nll: torch.Tensor, *rest: Any) -> Any:
+        calls.append(1)
+        return orpo(nll * float("nan") if len(calls) == 2 else nll, *rest)
+
+    monkeypatch.setattr(policy_module, "orpo", poisoned)
+    dream(sqlite_run, 2)
+    assert outcomes(sqlite_run) == ["failed", "promoted"]
+    ((reason,),) = query(sqlite_run, "select reason from cycles where number = 1")
+    assert "nan" in reason and "did not move" in reason
+    assert query(sqlite_run, "select parent_version from cycles where number = 2") == [("base",)]
+    assert query(sqlite_run, "select count(*) from claims where cycle = 1 and kind = 'example'")[0][0] > 0
+    check_invariants(sqlite_run)
+
+
+def test_nothing_to_learn_skips(sqlite_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a usable example the cycle is skipped, its scenarios are spent, and the head stays."""
+    monkeypatch.setattr(RulePreferences, "pair", lambda *args: ())
+    dream(sqlite_run, 1)
+    assert outcomes(sqlite_run) == ["skipped"]
+    assert query(sqlite_run, "select count(*) from claims where kind = 'scenario'") == [(5,)]
+    assert query(sqlite_run, "select head_version from runs") == [("base",)]
+    check_invariants(sqlite_run)
+
+
+@pytest.mark.parametrize(
+    ("state", "first"),
+    [
+        (CycleState.SWEPT, "abandoned"),
+        (CycleState.PAIRED, "abandoned"),
+        (CycleState.CLAIMED, None),
+        (CycleState.PUBLISHED, None),
+    ],
+)
+def test_stop_before_the_claim_abandons_after_it_publishes(
+    sqlite_run: Path, state: CycleState, first: str | None
+) -> None:
+    """A stop asked for in each state: before the claim abandoned; after it published, and finished at the next start."""
+    dream(sqlite_run, 3, observer=RecordingObserver(stop_at=state))
+    stopped = query(sqlite_run, "select state, outcome from cycles")
+    if first is None:
+        assert stopped == [("published", None)]
+        dream(sqlite_run, 1)
+        assert outcomes(sqlite_run) == ["promoted", "promoted"]
+    else:
+        assert stopped == [("finished", first)]
+        assert query(sqlite_run, "select count(*) from claims where kind != 'held_out'") == [(0,)]
+    check_invariants(sqlite_run)
+
+
+def test_full_disk_while_publishing_loses_the_cycle(sqlite_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOSPC in the checkpoint: the process ends with 74, nothing is half-written, the cycle is lost."""
+    save = TorchPolicy.save
+
+    def full(self: TorchPolicy, directory: Path) -> Any:
+        save(self, directory)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TorchPolicy, "save", full)
+    with pytest.raises(DiskError) as raised:
+        dream(sqlite_run, 1)
+    assert raised.value.exit_code == 74
+    monkeypatch.undo()
+    assert outcomes(sqlite_run) == ["lost"]
+    names = sorted(entry.name for entry in (load(sqlite_run).config.run.state_dir / "checkpoints").iterdir())
+    assert names == ["base"]
+    dream(sqlite_run, 1)
+    check_invariants(sqlite_run)
+
+
+def test_stale_engine_is_noticed(sqlite_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that ignores its sync is found out before a single answer is used, and the process ends."""
+
+    def forget(self: TransformersEngine, weights: Any, version: str) -> None:
+        self._version = version
+
+    monkeypatch.setattr(TransformersEngine, "sync", forget)
+    with pytest.raises(StaleEngineError, match="cycle-000001"):
+        dream(sqlite_run, 2)
+    monkeypatch.undo()
+    assert query(sqlite_run, "select state, outcome from cycles") == [("published", None)]
+    dream(sqlite_run, 1)
+    assert outcomes(sqlite_run) == ["promoted", "promoted"]
+    check_invariants(sqlite_run)
+
+
+def test_damaged_head_stops_the_start(sqlite_run: Path) -> None:
+    """A flipped bit in the head is found before anything is loaded; the error names the file."""
+    weights = load(sqlite_run).config.run.state_dir / "checkpoints" / "base" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"base/model\.safetensors"):
+        dream(sqlite_run, 1)
+    assert outcomes(sqlite_run) == []
+
+
+def test_second_daemon_is_refused(tmp_path: Path, database_url: str) -> None:
+    """While one process holds the run, another exits with 75 and writes nothing."""
+    file = make_run(tmp_path, database_url)
+    engine = open_database(load(file).config.run.url)
+    before = query(file, "select epoch from runs")
+    with RunLock(engine, "default"), pytest.raises(LockedError) as raised:
+        dream(file, 1)
+    assert raised.value.exit_code == 75
+    assert query(file, "select epoch from runs") == before
+    engine.dispose()
+
+
+def test_operator_rollback(sqlite_run: Path) -> None:
+    """`rollback --to 1` moves the head, verifies it, and the next cycle trains from there."""
+    dream(sqlite_run, 3)
+    report = app.roll_back(load(sqlite_run), RecordingObserver(), to_cycle=1)
+    assert (report["from"], report["to"], report["verified"]) == ("cycle-000003", "cycle-000001", True)
+    dream(sqlite_run, 1)
+    assert query(sqlite_run, "select parent_version from cycles where number = 4") == [("cycle-000001",)]
+    with pytest.raises(UsageError, match="cycle 9"):
+        app.roll_back(load(sqlite_run), RecordingObserver(), to_cycle=9)
+    check_invariants(sqlite_run)
+
+
+def test_pruning_keeps_what_a_rollback_needs(tmp_path: Path) -> None:
+    """With keep_last = 2, old files go, rows stay, and base and head still load."""
+    file = make_run(tmp_path, "", checkpoints={"keep_last": 2})
+    dream(file, 4)
+    kept = sorted(e.name for e in (load(file).config.run.state_dir / "checkpoints").iterdir())
+    assert kept == ["base", "cycle-000003", "cycle-000004"]
+    assert query(file, "select version from checkpoints where state = 'pruned' order by 1") == [
+        ("cycle-000001",),
+        ("cycle-000002",),
+    ]
+    with pytest.raises(UsageError, match="pruned"):
+        app.roll_back(load(file), RecordingObserver(), to_cycle=1)
+    check_invariants(file)
+
+
+def test_export_is_an_ordinary_folder(sqlite_run: Path, tmp_path: Path) -> None:
+    """transformers loads the exported folder, and its weights are the checkpoint's."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    dream(sqlite_run, 1)
+    report = app.export_checkpoint(load(sqlite_run), "1", tmp_path / "exported")
+    assert report["exported"] == "cycle-000001"
+    names = {file.name for file in (tmp_path / "exported").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not names & {"manifest.json", "optimizer.state"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32)
+    assert AutoTokenizer.from_pretrained(tmp_path / "exported").chat_template
+    store = DirectoryStore(load(sqlite_run).config.run.state_dir / "checkpoints")
+    policy = TorchPolicy(store.path("base"), load(sqlite_run).config.training, "cpu", store.open)
+    policy.restore(store.verify("cycle-000001"))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, policy.weights()[name])
+
+
+def test_seed_is_fixed_at_init(sqlite_run: Path) -> None:
+    """Another run.seed than the run was created with is refused before anything is written."""
+    with pytest.raises(ConfigError, match=r"run\.seed"):
+        dream(sqlite_run, 1, "run.seed=8")
+    assert outcomes(sqlite_run) == []
+
+
+def test_a_larger_suite_measures_the_anchors_anew(sqlite_run: Path) -> None:
+    """Raising probes.nll_documents between starts measures base and head on the new items, and the run goes on."""
+    dream(sqlite_run, 1)
+    dream(sqlite_run, 1, "probes.nll_documents=12")
+    dream(sqlite_run, 1)
+    assert outcomes(sqlite_run) == ["promoted"] * 3
+    assert len(nll(sqlite_run, "base")) == 12

@@ -1,0 +1,157 @@
+"""The real vLLM engine, in process, with the real small model: what it holds is proven, not assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from daemon.config.sections import SweepConfig, TrainingConfig
+from daemon.domain.errors import EngineError, StopRequested
+from daemon.domain.records import Generation, GenerationRequest, Message
+from daemon.sweep.vllm_engine import VllmEngine
+from daemon.training.encoder import ChatEncoder
+from daemon.training.policy import TorchPolicy
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    # vLLM's own imports use deprecated names of torch and Python.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+
+
+class Rig:
+    """One engine, one trainer, and the comparison of the two."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self.encoder = ChatEncoder(model_dir)
+        self.policy = TorchPolicy(model_dir, TrainingConfig(), "cpu", lambda checkpoint: model_dir)
+        self.engine = VllmEngine(model_dir, "base", self.encoder.end_of_turn, SweepConfig())
+        self.original = {name: weight.clone() for name, weight in self.policy.weights().items()}
+
+    def request(self, text: str, temperature: float = 0.0, seed: int = 0) -> GenerationRequest:
+        return GenerationRequest(self.encoder.encode_prompt([Message("user", text)]), temperature, seed, 12)
+
+    def generate(self, *requests: GenerationRequest) -> list[Generation]:
+        return self.engine.generate(requests, lambda done, total: None)
+
+    def difference(self, text: str) -> float:
+        """Mean |log p(engine) - log p(trainer)| over a greedy answer."""
+        request = self.request(text)
+        (answer,) = self.generate(request)
+        expected = self.policy.score(request.prompt_token_ids, answer.token_ids)
+        return sum(abs(a - b) for a, b in zip(answer.logprobs, expected, strict=True)) / len(expected)
+
+    def disturb(self, scale: float, seed: int = 0) -> None:
+        """Change the trainer's weights, not the engine's."""
+        generator = torch.Generator().manual_seed(seed)
+        for weight in self.policy.weights().values():
+            weight.add_(torch.randn(weight.shape, generator=generator) * scale)
+
+
+@pytest.fixture(scope="module")
+def shared_rig(small_model: Path) -> Iterator[Rig]:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    rig = Rig(small_model)
+    yield rig
+    rig.engine.close()
+
+
+@pytest.fixture
+def rig(shared_rig: Rig) -> Rig:
+    """The shared rig with its original weights on both sides."""
+    for name, weight in shared_rig.policy.weights().items():
+        weight.copy_(shared_rig.original[name])
+    shared_rig.engine.sync(shared_rig.policy.weights(), "base")
+    return shared_rig
+
+
+LONG = "Repeat after me: the boat is on the lake. " * 40  # several KV blocks long
+
+
+def test_engine_equals_trainer(rig: Rig) -> None:
+    """Fresh weights: mean |log p| difference below 1e-4 nats on a short and a long prompt."""
+    assert rig.difference("Name a colour.") < 1e-4
+    assert rig.difference(LONG) < 1e-4
+    assert rig.engine.weights_match(rig.policy.weights())
+
+
+def test_sync_is_complete(rig: Rig) -> None:
+    """After a change of every weight: stale before the sync, equal after it, tied head and long prefix included."""
+    rig.difference(LONG)  # the long prompt's prefix is cached now
+    rig.disturb(0.002)
+    assert not rig.engine.weights_match(rig.policy.weights())
+    assert rig.difference("Name a colour.") > 1e-2
+    rig.engine.sync(rig.policy.weights(), "next")
+    assert rig.engine.policy_version == "next"
+    assert rig.engine.weights_match(rig.policy.weights())
+    assert rig.difference("Name a colour.") < 1e-4
+    assert rig.difference(LONG) < 1e-4
+
+
+def test_forgotten_tied_head_would_be_noticed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without repacking the tied head the difference is far above the tolerance: the proof can fail."""
+    rig.disturb(0.002)
+    monkeypatch.setattr(VllmEngine, "_repack_tied_head", lambda self: None)
+    rig.engine.sync(rig.policy.weights(), "next")
+    assert rig.difference("Name a colour.") > rig.engine.logprob_tolerance
+
+
+def test_one_gentle_step_is_told_apart(rig: Rig) -> None:
+    """A change of the size of one step (1e-5 everywhere) is seen by `weights_match`, and gone after the sync."""
+    rig.disturb(1e-5)
+    assert not rig.engine.weights_match(rig.policy.weights())
+    rig.engine.sync(rig.policy.weights(), "next")
+    assert rig.engine.weights_match(rig.policy.weights())
+    assert rig.difference("Name a colour.") < 1e-4
+
+
+def test_same_seed_same_tokens_in_any_batch(rig: Rig) -> None:
+    """A sampled answer depends on its request alone; another seed gives another one."""
+    request = rig.request("Tell me a story about a fox.", 1.0, seed=5)
+    others = [rig.request(f"Say {i}.", 1.0, seed=i) for i in range(6)]
+    (alone,) = rig.generate(request)
+    beside = rig.generate(*others, request)[-1]
+    (another,) = rig.generate(rig.request("Tell me a story about a fox.", 1.0, seed=6))
+    assert alone.token_ids == beside.token_ids
+    assert alone.token_ids != another.token_ids
+
+
+def test_a_stop_leaves_nothing_running(rig: Rig) -> None:
+    """A stop in the middle of a sweep aborts every request, and the engine can be synced and used at once."""
+
+    def stop_after_two(done: int, total: int) -> None:
+        steps.append(done)
+        if len(steps) == 2:
+            raise StopRequested
+
+    steps: list[int] = []
+    with pytest.raises(StopRequested):
+        rig.engine.generate([rig.request(f"Count to {i}.", 1.0, i) for i in range(8)], stop_after_two)
+    rig.engine.sync(rig.policy.weights(), "after the stop")
+    assert rig.difference("Name a colour.") < 1e-4
+
+
+def test_refused_sync_changes_nothing(rig: Rig) -> None:
+    """NaN weights or a missing tensor never reach the engine."""
+    wrong: dict[str, Tensor] = {name: weight.clone() for name, weight in rig.policy.weights().items()}
+    wrong["model.norm.weight"][0] = float("nan")
+    with pytest.raises(EngineError, match=r"model\.norm\.weight"):
+        rig.engine.sync(wrong, "broken")
+    del wrong["model.norm.weight"]
+    with pytest.raises(EngineError, match="missing"):
+        rig.engine.sync(wrong, "broken")
+    assert rig.engine.policy_version == "base"
+    assert rig.difference("Name a colour.") < 1e-4
+
+
+def test_importing_vllm_leaves_the_environment_alone(rig: Rig) -> None:
+    """Subprocesses do not inherit what vLLM sets for itself."""
+    import os
+
+    assert "LD_PRELOAD" not in os.environ
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ

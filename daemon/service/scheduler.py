@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
 
 import structlog
-from apscheduler.events import EVENT_JOB_EXECUTED, JobExecutionEvent
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
@@ -21,9 +20,6 @@ from daemon.domain.errors import StopRequested
 from daemon.domain.states import Outcome
 from daemon.service.notify import Notifier
 from daemon.service.stop import StopFlag
-
-_CYCLE = "cycle"
-_FINISH = "finish"
 
 log = structlog.get_logger("daemon.service")
 
@@ -39,6 +35,7 @@ class Service:
         setup: run first. A stop or an error in it ends the loop like one in a cycle.
         teardown: run last, also after a `setup` that failed halfway.
         notifier: told STOPPING when the loop is about to end.
+        clock: seconds, never going back.
     """
 
     def __init__(
@@ -51,6 +48,7 @@ class Service:
         setup: Callable[[], None] = lambda: None,
         teardown: Callable[[], None] = lambda: None,
         notifier: Notifier | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_cycle = run_cycle
         self._stop = stop
@@ -59,11 +57,11 @@ class Service:
         self._setup = setup
         self._teardown = teardown
         self._notifier = notifier or Notifier(None)
+        self._clock = clock
         self._num_finished = 0
         self._started_setup = False
         self._ending = False
         self._failure: BaseException | None = None
-        self._next_delay_s = 0.0
         self._wake: SimpleQueue[str] = SimpleQueue()  # its put() is re-entrant: a signal handler may call it
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
@@ -78,7 +76,6 @@ class Service:
             Exception: what `setup`, a cycle or `teardown` raised, the first of them.
             KeyboardInterrupt: a second SIGINT; the worker thread may still be running.
         """
-        self._scheduler.add_listener(self._rearm, EVENT_JOB_EXECUTED)
         self._scheduler.start()
         self._arm(0.0)
         self._stop.on_request(lambda: self._wake.put("stop"))
@@ -87,7 +84,7 @@ class Service:
                 log.info("stop_requested", reason=self._stop.reason)
                 self._notifier.stopping()
                 # Queued behind the cycle that is running: the worker thread takes one job at a time.
-                self._scheduler.add_job(self._finish, id=_FINISH)
+                self._scheduler.add_job(self._finish)
         except BaseException:
             self._scheduler.shutdown(wait=False)
             raise
@@ -102,7 +99,7 @@ class Service:
         """One cycle, in the worker thread; the first also runs `setup`."""
         if self._ending:
             return
-        started = time.monotonic()
+        started = self._clock()
         try:
             if not self._started_setup:
                 self._started_setup = True
@@ -118,9 +115,10 @@ class Service:
         except BaseException as failure:  # noqa: BLE001 - carried to the caller's thread, where `run` raises it
             self._failure = failure
             self._ending = True
-        self._next_delay_s = max(0.0, self._interval_s - (time.monotonic() - started))
         if self._ending:
             self._finish()
+        else:
+            self._arm(max(0.0, self._interval_s - (self._clock() - started)))
 
     def _finish(self) -> None:
         """Tear down once, in the worker thread, and let `run` return."""
@@ -136,11 +134,6 @@ class Service:
                 self._failure.add_note(f"and the teardown failed: {failure!r}")
         self._wake.put("done")
 
-    def _rearm(self, event: JobExecutionEvent) -> None:
-        # From APScheduler's own notice that the job has ended: arming it any earlier counts as an overlap.
-        if event.job_id == _CYCLE and not self._ending:
-            self._arm(self._next_delay_s)
-
     def _arm(self, delay_s: float) -> None:
-        when = datetime.now(UTC) + timedelta(seconds=delay_s)
-        self._scheduler.add_job(self._tick, "date", run_date=when, id=_CYCLE, replace_existing=True)
+        # A new job each time, not the old one again: this one still counts as running, and as due to be removed.
+        self._scheduler.add_job(self._tick, "date", run_date=datetime.now(UTC) + timedelta(seconds=delay_s))

@@ -1,0 +1,64 @@
+"""`dreamd config check|show`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load
+from daemon.cli.output import print_json, print_table
+from daemon.config import Loaded
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Check or show the configuration.", no_args_is_help=True)
+    group.command("check")(check)
+    group.command("show")(show)
+    app.add_typer(group, name="config")
+
+
+def check(config: ConfigFile = None, set_: Overrides = None, state_dir: StateDir = None, run: RunName = None) -> None:
+    """Validate file, environment and flags; exits 78 and names every problem if there is one."""
+    loaded = load(config, set_, state_dir, run)
+    typer.echo(f"ok: {loaded.file or 'no file; built-in defaults'}")
+
+
+def show(
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    state_dir: StateDir = None,
+    run: RunName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every key, its value and where the value comes from."""
+    loaded = load(config, set_, state_dir, run)
+    found = list(_values(loaded))
+    if as_json:
+        print_json({key: {"value": value, "source": source} for key, value, source in found})
+    else:
+        print_table(["key", "value", "source"], ([key, _toml(value), source] for key, value, source in found))
+
+
+def _values(loaded: Loaded) -> Iterator[tuple[str, Any, str]]:
+    from daemon.storage.database import redacted
+
+    for section, values in loaded.config.model_dump(mode="json").items():
+        for name, value in values.items():
+            key = f"{section}.{name}"
+            hidden = redacted(value) if key == "run.database_url" and value else value
+            yield key, hidden, loaded.source(key)
+
+
+def _toml(value: Any) -> str:
+    """As it is written in the file; a number keeps all its digits."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return f'"{value}"'
+        case list():
+            return f"[{', '.join(_toml(item) for item in value)}]"
+        case _:
+            return str(value)

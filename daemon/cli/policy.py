@@ -1,0 +1,63 @@
+"""Commands that act on the policy: `rollback` and `export`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from daemon.cli.options import ConfigFile, Overrides, RunName, StateDir, load
+from daemon.cli.output import print_pairs
+from daemon.cli.session import open_session
+from daemon.domain.errors import UsageError
+
+
+def register(app: typer.Typer) -> None:
+    app.command("rollback")(rollback)
+    app.command("export")(export)
+
+
+def rollback(
+    to_cycle: Annotated[
+        int | None,
+        typer.Option("--to", min=0, metavar="CYCLE", help="Back to that cycle's checkpoint; else the head's parent."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    state_dir: StateDir = None,
+    run: RunName = None,
+) -> None:
+    """Make an earlier checkpoint the head again, and verify it. The daemon must not be running."""
+    loaded = load(config, set_, state_dir, run)
+    target = "the head's parent" if to_cycle is None else f"cycle {to_cycle}"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("rollback asks before it acts, and there is no terminal to ask on; add --yes")
+        typer.confirm(f"Roll run {loaded.config.run.name!r} back to {target}?", abort=True)
+    with open_session(loaded, pretty=True) as session:
+        from daemon import app
+
+        report = app.roll_back(loaded, session.observer, to_cycle=to_cycle)
+    print_pairs(report)
+
+
+def export(
+    what: Annotated[str, typer.Argument(metavar="CYCLE", help='A cycle\'s number, "head" or "base".')],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Made by the export; must not hold anything yet.")],
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    state_dir: StateDir = None,
+    run: RunName = None,
+) -> None:
+    """Write a checkpoint as an ordinary Hugging Face folder."""
+    if what not in ("head", "base") and not what.isdecimal():
+        raise UsageError(f'{what}: give a cycle\'s number, "head" or "base"')
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory}: exists and is not an empty directory; choose another")
+    loaded = load(config, set_, state_dir, run)
+    from daemon import app
+
+    print_pairs(app.export_checkpoint(loaded, what, directory))

@@ -1,0 +1,96 @@
+"""One cycle in a few lines, from what `queries.show_cycle` returns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+
+_SIDES = {"accept": "accept", "push_back": "push back", "general": "general"}
+
+
+def cycle_lines(found: Record) -> list[str]:
+    """What a person wants to know about a cycle; a line for each part the cycle got to."""
+    return [cycle_line(found["summary"]), *(f"  {name:<10} {text}" for name, text in _parts(found))]
+
+
+def cycle_line(summary: Record) -> str:
+    """How a row of `cycle_summary` ended, and why."""
+    outcome = summary["outcome"] or f"unfinished, {summary['state']}"
+    reason = f": {summary['reason']}" if summary["reason"] else ""
+    return f"cycle {summary['cycle']} {outcome}{reason}"
+
+
+def _parts(found: Record) -> Iterator[tuple[str, str]]:
+    summary: Record = found["summary"]
+    scenarios: Sequence[Record] = found["scenarios"]
+    if scenarios:
+        sides = Counter(scenario["side"] for scenario in scenarios)
+        listed = ", ".join(f"{words} {sides[side]}" for side, words in _SIDES.items() if sides[side])
+        yield "scenarios", f"{len(scenarios)}: {listed}"
+    if summary["num_completions"]:
+        judged = sum(scenario["num_judged"] for scenario in scenarios)
+        yield "sweep", f"{summary['num_completions']} answers; {summary['num_passed']} of {judged} judged ones passed"
+        yield "examples", f"{_counted(summary['num_pairs'], 'pair')}, {summary['num_chosen_only']} chosen-only"
+    if summary["loss"] is not None:
+        yield "step", _step(summary, found["step"])
+    if summary["held_out_nll"] is not None:
+        yield "held-out", _held_out(found)
+    if summary["accept_rate"] is not None or summary["push_back_rate"] is not None:
+        yield "behaviour", ", ".join(_pass_rate(found, probe) for probe in ("accept", "push_back"))
+    if found["engine_checks"]:
+        yield "engine", _engine(found["engine_checks"][-1])
+    if found["verdict"] is not None:
+        verdict: Record = found["verdict"]
+        yield "verdict", f"{verdict['decision'].replace('_', ' ')}: {verdict['reason']}"
+    if found["rollback"] is not None:
+        rollback: Record = found["rollback"]
+        verified = "verified" if rollback["verified_at"] else "not verified yet"
+        yield "rollback", f"{rollback['from_version']} -> {rollback['to_version']}, {verified}"
+    seconds: Record = found["cycle"]["seconds"] or {}
+    if seconds:
+        yield "seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
+
+
+def _step(summary: Record, step: Record | None) -> str:
+    rejected = "-" if summary["rejected_logprob"] is None else f"{summary['rejected_logprob']:.3f}"
+    rate = "" if step is None else f" (lr {step['lr']:g})"
+    return f"loss {summary['loss']:.4f}, log p chosen {summary['chosen_logprob']:.3f}, rejected {rejected}{rate}"
+
+
+def _held_out(found: Record) -> str:
+    summary: Record = found["summary"]
+    nll: float = summary["held_out_nll"]
+    against = []
+    if summary["held_out_nll_vs_base"] is not None:
+        against.append(f"{summary['held_out_nll_vs_base']:+.4f} against the base")
+    parent = _probe(found["probes_parent"], "nll")
+    if parent is not None and parent["mean"] is not None:
+        against.append(f"{nll - parent['mean']:+.4f} against the parent")
+    return f"NLL {nll:.4f}" + (f" ({', '.join(against)})" if against else "")
+
+
+def _pass_rate(found: Record, probe: str) -> str:
+    now, before = _probe(found["probes"], probe), _probe(found["probes_parent"], probe)
+    was = f" (parent {_percent(before)})" if before is not None else ""
+    return f"{_SIDES[probe]} {_percent(now)}{was}"
+
+
+def _engine(check: Record) -> str:
+    difference = "not finite" if check["mean_abs_diff"] is None else f"{check['mean_abs_diff']:.1e} nats"
+    match = "equal" if check["weights_match"] else "DIFFERENT"
+    return f"{check['engine']}: mean |log p| difference from the trainer {difference}, weights {match}"
+
+
+def _probe(probes: Sequence[Record], name: str) -> Record | None:
+    return next((probe for probe in probes if probe["probe"] == name), None)
+
+
+def _percent(probe: Record | None) -> str:
+    return "-" if probe is None or probe["pass_rate"] is None else f"{100 * probe['pass_rate']:.0f} %"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

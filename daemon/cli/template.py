@@ -1,0 +1,66 @@
+"""The `dreamd.toml` that `dreamd init` writes: the keys that matter, each with its default and what it does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from daemon.config import Config
+
+_TEMPLATE = """\
+# dreamd configuration, written by `dreamd init`.
+# `dreamd config show` prints every key, its value and where it comes from; `dreamd config check` validates this file.
+# The environment (DREAMD_TRAINING__LR=2e-5) and flags (--set training.lr=2e-5) override it.
+# A commented key has its default.
+
+[run]
+name = {name}
+state_dir = {state_dir}          # checkpoints, logs, the SQLite database, the lock
+# database_url = "postgresql://dreamd@localhost/dreamd"   # default: STATE_DIR/dreamd.sqlite3
+# seed = 0                       # fixed at `dreamd init`
+
+[model]
+path = {model_path}   # a Hugging Face folder
+# device = "auto"                # "cpu" or "cuda" to force one
+
+[scenarios]
+# packs = ["packs/mine.yaml"]    # beside the built-in pack `listening`
+# per_cycle = 20
+# general_fraction = 0.25        # at least a quarter, against forgetting
+
+[sweep]
+# engine = "vllm"                # "transformers" needs no vLLM and is slower
+# temperatures = [0.1, 0.7, 1.0]
+# samples = 2                    # answers per scenario and temperature
+# max_new_tokens = 64
+
+[training]
+# lr = 1e-5                      # above 1e-4 only with allow_unsafe_lr = true
+# orpo_weight = 0.1
+
+[checkpoints]
+# keep_last = 3                  # beside the base and the rollback anchors
+
+[probes]
+# nll_documents = 48
+# behaviour_items = 24           # held-out prompts per side
+
+[service]
+# interval_s = 0                 # seconds from one cycle's start to the next; 0: back to back
+
+[logging]
+# level = "info"
+# file = true                    # JSON lines in STATE_DIR/dreamd.log
+"""
+
+
+def render_template(config: Config) -> str:
+    """The file's text, with the run's name and the two paths of `config` written out."""
+    return _TEMPLATE.format(
+        name=_quoted(config.run.name), state_dir=_quoted(config.run.state_dir), model_path=_quoted(config.model.path)
+    )
+
+
+def _quoted(value: str | Path) -> str:
+    """A TOML basic string; JSON escapes the same characters the same way."""
+    return json.dumps(str(value), ensure_ascii=False)

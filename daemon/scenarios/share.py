@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from daemon.scenarios.yamlfile import Document, Location, Problem
@@ -25,12 +26,13 @@ def share_answers(document: Document) -> None:
         return
     for name, answer in answers.items():
         _inspect(document, name, answer)
+    lines = _lines_by_part(document)
     used = set()
     for index, template in enumerate(templates if isinstance(templates, list) else []):
         if isinstance(template, dict) and "answer" in template:
             name = template.pop("answer")
             used.add(str(name))
-            _copy(document, answers, template, name, ("templates", index))
+            _copy(document, answers, template, name, ("templates", index), lines)
     for name in answers:
         if name not in used:
             _complain(document, ("answers", name), f"answer {name!r} is used by no template")
@@ -45,7 +47,23 @@ def _inspect(document: Document, name: str, answer: Any) -> None:
             _complain(document, ("answers", name, key), f"unknown key {key!r}; an answer has {', '.join(_PARTS)}")
 
 
-def _copy(document: Document, answers: dict[str, Any], template: dict[str, Any], name: Any, at: Location) -> None:
+def _lines_by_part(document: Document) -> dict[Location, list[tuple[Location, int]]]:
+    """(answers, NAME, PART) -> the rest of each location below it, with its line."""
+    found: dict[Location, list[tuple[Location, int]]] = defaultdict(list)
+    for location, line in document.lines.items():
+        if location[:1] == ("answers",) and len(location) >= 3:
+            found[location[:3]].append((location[3:], line))
+    return found
+
+
+def _copy(
+    document: Document,
+    answers: dict[str, Any],
+    template: dict[str, Any],
+    name: Any,
+    at: Location,
+    lines: dict[Location, list[tuple[Location, int]]],
+) -> None:
     answer = answers.get(name) if isinstance(name, str) else None
     if not isinstance(answer, dict):
         _complain(document, (*at, "answer"), f"there is no answer {name!r} under answers")
@@ -53,11 +71,8 @@ def _copy(document: Document, answers: dict[str, Any], template: dict[str, Any],
     for part in _PARTS:
         if part in answer and part not in template:
             template[part] = answer[part]
-            source: Location = ("answers", name, part)
-            copied = {
-                (*at, part, *location[3:]): line for location, line in document.lines.items() if location[:3] == source
-            }
-            document.lines.update(copied)
+            for rest, line in lines[("answers", name, part)]:
+                document.lines[(*at, part, *rest)] = line
 
 
 def _complain(document: Document, at: Location, text: str) -> None:

@@ -1,0 +1,76 @@
+"""How many of each side a cycle has, and whose turn each template is; pure functions of the cycle's number."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from random import Random
+
+from daemon.domain.records import Scenario
+from daemon.domain.states import Side
+from daemon.scenarios.draw import generator, shuffled
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One template that can be drawn from."""
+
+    pack: str
+    family: str
+    template: str
+    draw: Callable[[Random], Scenario]
+
+
+def quotas(per_cycle: int, general_fraction: float, cycle_number: int) -> dict[Side, int]:
+    """Scenarios of each side in one cycle.
+
+    General is rounded up; accept and push back share the rest evenly, and when it is odd the one more
+    alternates, so that over two cycles both are equal.
+    """
+    # Through the decimal text: 0.3 as a binary float is above 3/10 and would round 10 * 0.3 up to 4.
+    general = math.ceil(per_cycle * Fraction(str(general_fraction)))
+    behavioural = per_cycle - general
+    more, less = behavioural - behavioural // 2, behavioural // 2
+    accept, push_back = (more, less) if cycle_number % 2 else (less, more)
+    return {Side.ACCEPT: accept, Side.PUSH_BACK: push_back, Side.GENERAL: general}
+
+
+def num_before(per_cycle: int, general_fraction: float, cycle_number: int, side: Side) -> int:
+    """Scenarios of `side` in all cycles before `cycle_number` (from 1)."""
+    odd, even = (quotas(per_cycle, general_fraction, number)[side] for number in (1, 2))
+    before = cycle_number - 1
+    return (before + 1) // 2 * odd + before // 2 * even
+
+
+class Rotation:
+    """An endless, even order of templates: every family once per round, its templates in turn.
+
+    Stateless: turn `n` is the same whatever happened before, so a cycle that is planned again after a
+    crash gets the same templates.
+    """
+
+    def __init__(self, entries: Sequence[Entry], label: str) -> None:
+        families: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+        for entry in entries:
+            families[entry.pack, entry.family].append(entry)
+        self._families = [
+            shuffled(generator("templates", label, *key), members) for key, members in sorted(families.items())
+        ]
+        self._label = label
+        self.num_entries = len(entries)
+
+    def turn(self, number: int) -> Entry:
+        """The template whose turn is `number` (from 0)."""
+        round_number, place = divmod(number, len(self._families))
+        order = shuffled(generator("round", self._label, round_number), range(len(self._families)))
+        members = self._families[order[place]]
+        return members[round_number % len(members)]
+
+    def others(self, number: int) -> list[Entry]:
+        """Every template once, the one of turn `number` first: where to look when that one has nothing new."""
+        first = self.turn(number)
+        rest = [entry for members in self._families for entry in members if entry is not first]
+        return [first, *shuffled(generator("others", self._label, number), rest)]

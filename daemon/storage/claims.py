@@ -58,11 +58,14 @@ def refuse_twice(hashes: Iterable[str]) -> None:
         seen.add(content_hash)
 
 
-def already_claimed(connection: Connection, run_id: int, hashes: Iterable[str]) -> AlreadyClaimedError | None:
-    """The error that names a hash among `hashes` and who has it; None when all are free."""
-    for content_hash, (kind, cycle) in claimed(connection, run_id, hashes).items():
-        holder = "is held out for the probes" if cycle is None else f"was claimed by cycle {cycle} ({kind})"
-        return AlreadyClaimedError(f"{content_hash}: {holder}; nothing was claimed")
+def already_claimed(connection: Connection, run_id: int, hashes: Sequence[str]) -> AlreadyClaimedError | None:
+    """The error that names the first of `hashes` that is taken and who has it; None when all are free."""
+    taken = claimed(connection, run_id, hashes)
+    for content_hash in hashes:
+        if content_hash in taken:
+            kind, cycle = taken[content_hash]
+            holder = "is held out for the probes" if cycle is None else f"was claimed by cycle {cycle} ({kind})"
+            return AlreadyClaimedError(f"{content_hash}: {holder}; nothing was claimed")
     return None
 
 

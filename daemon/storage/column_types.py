@@ -13,7 +13,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-
 _NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
 
 

@@ -1,0 +1,47 @@
+"""The queries of docs/database.md work, on both databases."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from builders import drive_to, make_probe_result, make_verdict, promote_one
+from sqlalchemy import Engine
+
+from daemon.domain.states import CycleState, Decision
+from daemon.storage import tables, views
+from daemon.storage.database import reading
+from daemon.storage.ledger import SqlLedger
+
+PAGE = Path(__file__).parents[3] / "docs" / "database.md"
+
+
+def test_every_query_of_the_page_runs(ledger: SqlLedger, engine: Engine) -> None:
+    """Each SQL block runs as printed on a run with a promotion and a rollback, and the two checks find nothing."""
+    ledger.record_probes("base", [make_probe_result()], None)
+    promote_one(ledger)
+    cycle = drive_to(ledger, CycleState.PROBED)
+    ledger.roll_back(cycle, make_verdict(Decision.ROLL_BACK), ledger.head())
+    queries = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.S)
+    found = []
+    with reading(engine) as connection:
+        for query in queries:
+            found.append(connection.exec_driver_sql(query.replace("e.cycle = 3", "e.cycle = 1")).all())
+    better, learned, twice, rolled_back, steps, failing, off_policy = found
+    assert [row.cycle for row in better] == [1]
+    assert len(learned) == 2
+    assert twice == []
+    assert rolled_back[0].to_version == "cycle-000001"
+    assert [row.depth for row in steps] == [0, 1]
+    assert (failing[0].answers, failing[0].passed) == (4, 2)
+    assert off_policy[0][0] == 0
+
+
+def test_the_page_names_every_table_and_view_column() -> None:
+    """Nothing of the database is undocumented."""
+    page = PAGE.read_text()
+    for name in [*tables.metadata.tables, *views.views.tables]:
+        assert f"`{name}`" in page, name
+    for view in views.views.tables.values():
+        for column in view.c:
+            assert f"`{column.name}`" in page, column.name

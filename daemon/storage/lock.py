@@ -55,8 +55,8 @@ class RunLock:
         path = database.with_name(f"{database.name}.lock")
         try:
             file = path.open("a+", encoding="utf-8")
-        except PermissionError:
-            raise PermissionDeniedError(f"{path}: not writable by this user; check its owner and mode") from None
+        except OSError as error:
+            raise PermissionDeniedError(f"{path}: {error.strerror}; check its owner and mode") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import typer
 
 from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load
@@ -22,16 +24,15 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check libraries, model, directories, database and devices; exits 1 if a check fails."""
-    loaded = load(config, set_, state_dir, run)
-    from daemon import app
+    from daemon.cli.checks import run_checks
 
-    checks = app.doctor(loaded)
+    checks = run_checks(load(config, set_, state_dir, run).config)
     if as_json:
-        print_json(checks)
+        print_json([asdict(check) for check in checks])
     else:
         for check in checks:
-            typer.echo(f"{_SIGNS[check['ok']]}  {check['name']}: {check['detail']}")
-            if check["ok"] is False and check["fix"]:
-                typer.echo(f"      fix: {check['fix']}")
-    if any(check["ok"] is False for check in checks):
+            typer.echo(f"{_SIGNS[check.ok]}  {check.name}: {check.detail}")
+            if check.ok is False and check.fix:
+                typer.echo(f"      fix: {check.fix}")
+    if any(check.ok is False for check in checks):
         raise typer.Exit(1)

@@ -43,7 +43,9 @@ class TerminalProgress:
             return
         task, stage, started = self._tasks.pop()
         self._progress.remove_task(task)
-        self._console.print(f"  {stage:<10} {self._clock() - started:7.1f} s", style="dim", markup=False)
+        self._console.print(
+            f"  {stage:<10} {self._clock() - started:7.1f} s", style="dim", markup=False, highlight=False
+        )
         if not self._tasks:
             self.close()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+from daemon import __version__
 from daemon.cli import config, database, doctor, history, init, policy, run
 from daemon.cli.output import make_console
 from daemon.service import logs
@@ -30,7 +30,7 @@ def build() -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"dreamd {version('dreamd')}")
+        typer.echo(f"dreamd {__version__}")
         raise typer.Exit
 
 

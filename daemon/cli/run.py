@@ -17,6 +17,7 @@ from daemon.config import Loaded
 from daemon.config.load import DEFAULT_FILE
 from daemon.domain.errors import StopRequested
 from daemon.service.logs import log_path
+from daemon.service.state_dir import prepare_state_dir
 
 
 def register(app: typer.Typer) -> None:
@@ -39,6 +40,8 @@ def run_cycles(
     loaded = load(config, set_, state_dir, run)
     pretty = log is LogMode.PRETTY or (log is LogMode.AUTO and sys.stdout.isatty())
 
+    _look_before(loaded)
+
     def summarise(number: int) -> None:
         with open_run(loaded) as (queries, engine, name):
             console = make_console()
@@ -57,6 +60,20 @@ def run_cycles(
             finished = None
     if pretty:
         _closing_words(loaded, finished, session.stop.reason)
+
+
+def _look_before(loaded: Loaded) -> None:
+    """Refuse what can be refused before anything is loaded, and before anything is made.
+
+    Raises:
+        UsageError: there is no such database or run.
+        SchemaError: the database is not at this program's schema.
+        PermissionDeniedError: the state directory is not writable.
+    """
+    if loaded.config.run.state_dir.exists():
+        prepare_state_dir(loaded.config.run.state_dir)
+    with open_run(loaded) as (queries, engine, name):
+        queries.cycles(engine, name, 1)
 
 
 def _closing_words(loaded: Loaded, finished: int | None, stopped_by: str | None) -> None:

@@ -1,0 +1,57 @@
+"""`config check|show` and the options every command shares, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from daemon.cli.root import build
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def call(*args: str, **environ: str) -> Result:
+    return CliRunner(env=environ).invoke(build(), list(args), catch_exceptions=False)
+
+
+def values(*args: str, **environ: str) -> dict[str, Any]:
+    return dict(json.loads(call("config", "show", "--json", *args, **environ).stdout))
+
+
+def test_check_names_the_file(tmp_path: Path) -> None:
+    """It says ok and which file it read; without one it says that defaults are in force."""
+    assert "built-in defaults" in call("config", "check").stdout
+    (tmp_path / "mine.toml").write_text("[training]\nlr = 2e-5\n")
+    assert call("config", "check", "--config", "mine.toml").stdout == "ok: mine.toml\n"
+
+
+def test_show_gives_each_value_its_source(tmp_path: Path) -> None:
+    """File, environment, flag and default, by precedence."""
+    (tmp_path / "dreamd.toml").write_text("[training]\nlr = 2e-5\norpo_weight = 0.2\n[sweep]\nsamples = 3\n")
+    shown = values("--set", "training.lr=4e-5", DREAMD_TRAINING__LR="3e-5", DREAMD_SWEEP__SAMPLES="4")
+    assert shown["training.lr"] == {"value": 4e-5, "source": "--set"}
+    assert shown["sweep.samples"] == {"value": 4, "source": "DREAMD_SWEEP__SAMPLES"}
+    assert shown["training.orpo_weight"] == {"value": 0.2, "source": "dreamd.toml"}
+    assert shown["training.eps"] == {"value": 1e-8, "source": "default"}
+
+
+def test_the_short_options_are_flags() -> None:
+    """--state-dir and --run set run.state_dir and run.name, over --set."""
+    shown = values("--set", "run.name=one", "--run", "two", "--state-dir", "elsewhere")
+    assert shown["run.name"]["value"] == "two"
+    assert shown["run.state_dir"]["value"] == "elsewhere"
+
+
+def test_the_table_is_not_cut_without_a_terminal() -> None:
+    """A pipe gets whole lines: key, value and source of every key."""
+    lines = call("config", "show").stdout.splitlines()
+    assert lines[0].split() == ["key", "value", "source"]
+    assert any(line.split() == ["training.lr", "1e-05", "default"] for line in lines)
+    assert len(lines) == 1 + len(values())

@@ -1,0 +1,65 @@
+"""What a person reads about a cycle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from builders import drive_to
+
+from daemon.cli.summary import cycle_lines
+from daemon.domain.states import CycleState, Outcome
+from daemon.storage import queries
+from daemon.storage.database import open_database
+from daemon.storage.ledger import SqlLedger
+
+
+def lines_of(state_dir: Path, number: int) -> list[str]:
+    engine = open_database(f"sqlite:///{state_dir / 'dreamd.sqlite3'}", readonly=True)
+    try:
+        return cycle_lines(queries.show_cycle(engine, "default", number))
+    finally:
+        engine.dispose()
+
+
+def test_a_promoted_cycle_shows_every_figure(state_dir: Path) -> None:
+    """Scenarios by side, sweep, examples, loss, log-probabilities, NLL, pass rates, engine, verdict, seconds."""
+    assert lines_of(state_dir, 1) == [
+        "cycle 1 promoted: within every margin",
+        "  scenarios  2: accept 2",
+        "  sweep      2 answers; 1 of 2 judged ones passed",
+        "  examples   2 pairs, 0 chosen-only",
+        "  step       loss 2.5000, log p chosen -2.400, rejected -2.000 (lr 1e-05)",
+        "  held-out   NLL 2.9000 (-0.1000 against the base, -0.1000 against the parent)",
+        "  behaviour  accept 100 % (parent 0 %), push back 100 % (parent 0 %)",
+        "  engine     vllm: mean |log p| difference from the trainer 2.0e-06 nats, weights equal",
+        "  verdict    promote: within every margin",
+        "  seconds    sweep 12.3, step 1.5",
+    ]
+
+
+def test_a_rollback_is_shown_with_its_versions(state_dir: Path) -> None:
+    """From where to where, and whether the restored policy was verified."""
+    lines = lines_of(state_dir, 2)
+    assert lines[0] == "cycle 2 rolled_back: held-out NLL rose by 0.2"
+    assert "  rollback   cycle-000002 -> cycle-000001, not verified yet" in lines
+
+
+@pytest.mark.parametrize("state", [CycleState.PLANNED, CycleState.SWEPT, CycleState.PAIRED, CycleState.STEPPED])
+def test_an_unfinished_cycle_shows_what_there_is(state_dir: Path, state: CycleState) -> None:
+    """Parts that were not reached are left out."""
+    engine = open_database(f"sqlite:///{state_dir / 'dreamd.sqlite3'}")
+    drive_to(SqlLedger.acquire(engine, "default"), state)
+    engine.dispose()
+    lines = lines_of(state_dir, 3)
+    assert lines[0] == f"cycle 3 unfinished, {state}"
+    assert not any(line.startswith(("  held-out", "  verdict", "  rollback")) for line in lines)
+
+
+def test_an_abandoned_cycle_says_why(state_dir: Path) -> None:
+    """The reason stands in the first line."""
+    engine = open_database(f"sqlite:///{state_dir / 'dreamd.sqlite3'}")
+    ledger = SqlLedger.acquire(engine, "default")
+    ledger.close(drive_to(ledger, CycleState.PLANNED), Outcome.ABANDONED, "stopped before the claim")
+    engine.dispose()
+    assert lines_of(state_dir, 3)[0] == "cycle 3 abandoned: stopped before the claim"

@@ -24,8 +24,7 @@ from daemon.ports import Engine, Observer
 from daemon.preferences.pairing import RulePreferences
 from daemon.probes.measure import HeldOutProbes
 from daemon.probes.suite import load_suite
-from daemon.scenarios.pack import load_pack
-from daemon.scenarios.source import BUILTIN_LISTENING, MixtureSource
+from daemon.scenarios.source import MixtureSource, build_source
 from daemon.service.notify import Notifier
 from daemon.service.scheduler import Service
 from daemon.service.state_dir import prepare_state_dir
@@ -68,7 +67,7 @@ def init_run(loaded: Loaded, observer: Observer, *, small_model: bool) -> InitRe
         with observer.stage(None, "build the small model"):
             build_small_model(config.model.path)
     check_model_folder(config.model.path)
-    source = _scenario_source(config)
+    source = build_source(config.scenarios)
     upgrade(config.run.url)
     engine = open_database(config.run.url)
     with RunLock(engine, config.run.name):
@@ -78,7 +77,7 @@ def init_run(loaded: Loaded, observer: Observer, *, small_model: bool) -> InitRe
             config.run.seed,
             str(config.model.path),
             _recorded(config),
-            source.held_out_hashes(),
+            source.held_out_hashes() | {item.content_hash for item in load_suite().chosen},
         )
         ledger = SqlLedger.acquire(engine, config.run.name, baked_after=config.watchdog.baked_after)
         created = load_run(engine, config.run.name).head_version is None
@@ -154,7 +153,7 @@ def export_checkpoint(loaded: Loaded, version_or_cycle: str, directory: Path) ->
     config = loaded.config
     engine = open_database(config.run.url, readonly=True)
     check_schema(engine)
-    ledger = _reader(engine, config.run.name)
+    ledger = _reader(engine, config)
     if version_or_cycle == "head":
         checkpoint = ledger.head()
     else:
@@ -182,7 +181,7 @@ def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run]]:
     engine = open_database(config.run.url)
     try:
         check_schema(engine)
-        _scenario_source(config)
+        build_source(config.scenarios)
         with RunLock(engine, config.run.name):
             run = load_run(engine, config.run.name)
             if loaded.source("run.seed") != "default" and config.run.seed != run.seed:
@@ -208,7 +207,7 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, observer: Observer)
     device = _device(config)
     store = _store(config)
     base_dir = store.path(ledger.lineage()[-1].version)
-    source = _scenario_source(config)
+    source = build_source(config.scenarios)
     with observer.stage(None, "load trainer"):
         encoder = ChatEncoder(base_dir)
         policy = TorchPolicy(base_dir, config.training, device, store.open)
@@ -242,12 +241,6 @@ def _engine(config: Config, model_dir: Path, encoder: ChatEncoder, device: str) 
     from daemon.sweep.transformers_engine import TransformersEngine
 
     return TransformersEngine(model_dir, BASE, encoder.end_of_turn, encoder, config.sweep, device)
-
-
-def _scenario_source(config: Config) -> MixtureSource:
-    paths = ([BUILTIN_LISTENING] if config.scenarios.builtin_listening else []) + list(config.scenarios.packs)
-    packs = [load_pack(path) for path in paths]
-    return MixtureSource(packs, config.scenarios.per_cycle, config.scenarios.general_fraction)
 
 
 def _held_out(config: Config, source: MixtureSource) -> tuple[Scenario, ...]:

@@ -54,7 +54,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """"vllm" or "transformers", as recorded in the database."""
+        """ "vllm" or "transformers", as recorded in the database."""
 
     @property
     def policy_version(self) -> str:
@@ -64,9 +64,7 @@ class Engine(Protocol):
     def logprob_tolerance(self) -> float:
         """Largest mean |log p| difference from the trainer that its dtype explains, nats."""
 
-    def generate(
-        self, requests: Sequence[GenerationRequest], progress: ProgressCallback
-    ) -> list[Generation]:
+    def generate(self, requests: Sequence[GenerationRequest], progress: ProgressCallback) -> list[Generation]:
         """Answer all requests in one batched call, in their order.
 
         Raises:
@@ -195,9 +193,7 @@ class Sweeper(Protocol):
 class Preferences(Protocol):
     """Judges completions and builds examples."""
 
-    def judge(
-        self, scenarios: Sequence[Scenario], completions: Sequence[Completion]
-    ) -> tuple[Judgement, ...]:
+    def judge(self, scenarios: Sequence[Scenario], completions: Sequence[Completion]) -> tuple[Judgement, ...]:
         """One judgement for each completion that has a rule."""
 
     def pair(
@@ -266,15 +262,13 @@ class Ledger(Protocol):
 
     # writing
     def open_cycle(self, *, head: Checkpoint, run_seed: int, config: Mapping[str, Any]) -> Cycle:
-        """The next cycle (number never reused), its seed derived from run seed and number; state planned, no scenarios."""
+        """The next cycle: number never reused, seed derived from run seed and number, planned, no scenarios yet."""
 
     def record_plan(self, cycle: Cycle, scenarios: Sequence[Scenario]) -> Cycle: ...
     def record_sweep(self, cycle: Cycle, completions: Sequence[Completion]) -> Cycle:
         """-> SWEPT."""
 
-    def record_pairs(
-        self, cycle: Cycle, judgements: Sequence[Judgement], examples: Sequence[Example]
-    ) -> Cycle:
+    def record_pairs(self, cycle: Cycle, judgements: Sequence[Judgement], examples: Sequence[Example]) -> Cycle:
         """-> PAIRED."""
 
     def claim(self, cycle: Cycle, examples: Sequence[Example]) -> tuple[Cycle, Batch]:
@@ -314,9 +308,7 @@ class Ledger(Protocol):
         """Wall-clock seconds by stage (monotonic clock)."""
 
     def pruned(self, version: str) -> None: ...
-    def event(
-        self, name: str, *, level: str = "info", cycle: Cycle | None = None, **payload: Any
-    ) -> None: ...
+    def event(self, name: str, *, level: str = "info", cycle: Cycle | None = None, **payload: Any) -> None: ...
 
 
 class Observer(Protocol):

@@ -1,9 +1,9 @@
 """Repair at start: whatever the last process left becomes a finished cycle and a live, verified head.
 
-    planned, swept, paired   abandoned; its scenarios may come back
-    claimed, stepped         adopted when its checkpoint was published and matches; else lost, its examples spent
-    published                verified; the missing probes are run, then the verdict
-    probed                   the verdict is recomputed from stored rows
+planned, swept, paired   abandoned; its scenarios may come back
+claimed, stepped         adopted when its checkpoint was published and matches; else lost, its examples spent
+published                verified; the missing probes are run, then the verdict
+probed                   the verdict is recomputed from stored rows
 """
 
 from __future__ import annotations

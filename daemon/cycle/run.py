@@ -128,9 +128,7 @@ def comparable(history: History, results: tuple[ProbeResult, ...]) -> History:
     def matching(stored: tuple[ProbeResult, ...]) -> tuple[ProbeResult, ...]:
         return tuple(result for result in stored if (result.probe, result.item) in items)
 
-    return replace(
-        history, parent=matching(history.parent), baked=matching(history.baked), base=matching(history.base)
-    )
+    return replace(history, parent=matching(history.parent), baked=matching(history.baked), base=matching(history.base))
 
 
 def prune(stages: Stages) -> None:

@@ -61,7 +61,7 @@ class HeldOutProbes:
 
     def measure_trainer(self, progress: ProgressCallback) -> tuple[ProbeResult, ...]:
         total = len(self._documents) + len(self._chosen)
-        results = []
+        results: list[ProbeResult] = []
         for document in self._documents:
             progress(len(results), total)
             logprobs = self._policy.score((), self._encoder.encode_text(document.text))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,9 +41,11 @@ class TransformersEngine:
         self._end_of_turn = end_of_turn
         self._decode = decoder.decode
         self._device = device
-        self._model = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=getattr(torch, config.dtype), local_files_only=True, attn_implementation="sdpa"
-        ).to(device)
+        )
+        self._model = cast(Any, loaded)  # its methods are wrapped in ways mypy cannot follow
+        self._model.to(device)
         self._model.eval()
         self._parameters: dict[str, Tensor] = dict(self._model.named_parameters())
 
@@ -58,13 +60,16 @@ class TransformersEngine:
     @torch.no_grad()
     def generate(self, requests: Sequence[GenerationRequest], progress: ProgressCallback) -> list[Generation]:
         answers: list[Generation] = []
+
+        def tick() -> None:
+            """Called at every token, so that a stop never waits for a whole batch."""
+            progress(len(answers), len(requests))
+
         size = self._config.max_num_seqs
         for start in range(0, len(requests), size):
             batch = requests[start : start + size]
-            longest = max(request.max_new_tokens for request in batch)
-            # Generated tokens count for the stop flag too: progress is called at every one of them.
-            answers += self._generate_batch(batch, longest, lambda: progress(len(answers), len(requests)))
-            progress(len(answers), len(requests))
+            answers += self._generate_batch(batch, max(request.max_new_tokens for request in batch), tick)
+        tick()
         return answers
 
     def sync(self, weights: Mapping[str, Tensor], version: str) -> None:

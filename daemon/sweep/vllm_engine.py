@@ -52,7 +52,7 @@ class VllmEngine:
                 import vllm
             except ImportError as error:
                 raise EngineError(
-                    f"vLLM cannot be imported ({error}); install it, or set sweep.engine = \"transformers\""
+                    f'vLLM cannot be imported ({error}); install it, or set sweep.engine = "transformers"'
                 ) from error
             self._vllm = vllm
             try:
@@ -118,7 +118,9 @@ class VllmEngine:
         own = dict(self._model().named_parameters())
         compared = [name for name in weights if name in own and ("embed" in name or "norm" in name)]
         if not compared:
-            raise EngineError("none of this model's tensors can be compared with vLLM's; use sweep.engine = transformers")
+            raise EngineError(
+                "none of this model's tensors can be compared with vLLM's; use sweep.engine = transformers"
+            )
         for name in compared:
             expected = weights[name].to(device=own[name].device, dtype=own[name].dtype)
             # vLLM pads vocabularies, so only the rows that exist are compared.

@@ -50,7 +50,9 @@ class ChatEncoder:
         Not always `eos_token`: some models end turns with a token of their own.
         """
         user = {"role": "user", "content": "a"}
-        start = self._tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=True, return_dict=False)
+        start = self._tokenizer.apply_chat_template(
+            [user], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
         whole = self._tokenizer.apply_chat_template(
             [user, {"role": "assistant", "content": "b"}], tokenize=True, return_dict=False
         )

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -52,9 +52,11 @@ class TorchPolicy:
             ModelError: transformers cannot load the folder.
         """
         try:
-            self._model = AutoModelForCausalLM.from_pretrained(
+            loaded = AutoModelForCausalLM.from_pretrained(
                 model_dir, dtype=torch.float32, local_files_only=True, attn_implementation="sdpa"
-            ).to(device)
+            )
+            self._model = cast(Any, loaded)  # its methods are wrapped in ways mypy cannot follow
+            self._model.to(device)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{model_dir}: transformers cannot load this model: {error}") from error
         self._model.eval()
@@ -85,15 +87,15 @@ class TorchPolicy:
     def score(self, prompt: Sequence[int], response: Sequence[int]) -> list[float]:
         # One sequence at a time, so a repeated measurement has the same shapes and the same bits.
         if prompt:
-            return self._response_logprobs(prompt, response).tolist()  # type: ignore[no-any-return]
-        return self._response_logprobs(response[:1], response[1:]).tolist()  # type: ignore[no-any-return]
+            return self._response_logprobs(prompt, response).tolist()
+        return self._response_logprobs(response[:1], response[1:]).tolist()
 
     def _response_logprobs(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
         """Log-probability of each response token, float32, shape (R,)."""
         ids_1T = torch.tensor([[*prompt, *response]], device=self._device)
         # Logits only where a response token is predicted: one position before it each.
         output = self._model(input_ids=ids_1T, logits_to_keep=len(response) + 1, use_cache=False)
-        logits_RV = output.logits[0, :-1].float()
+        logits_RV: Tensor = output.logits[0, :-1].float()
         targets_R1 = torch.tensor(response, device=self._device).unsqueeze(1)
         return logits_RV.gather(1, targets_R1).squeeze(1) - logits_RV.logsumexp(dim=1)
 

@@ -34,13 +34,13 @@ def build_small_model(directory: Path) -> bool:
 
     # Without dequantize=True the model keeps packed weights and cannot be saved.
     model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=GGUF_FILE, quantization_config=GgufConfig(dequantize=True)
+        source, gguf_file=GGUF_FILE, quantization_config=GgufConfig(dequantize=True), dtype="float32"
     )
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
     temporary = directory.with_name(f"{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    model.float().save_pretrained(temporary)
+    model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(directory, ignore_errors=True)
     temporary.rename(directory)

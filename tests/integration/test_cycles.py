@@ -38,7 +38,7 @@ def sqlite_run(tmp_path: Path) -> Path:
 
 def nll(file: Path, version: str) -> dict[str, float]:
     rows = query(file, f"select item, value from probe_results where probe = 'nll' and version = '{version}'")
-    return {item: value for item, value in rows}
+    return {str(item): float(value) for item, value in rows}
 
 
 def test_cycles_promote_and_never_repeat(tmp_path: Path, database_url: str) -> None:
@@ -168,7 +168,7 @@ def test_nothing_to_learn_skips(sqlite_run: Path, monkeypatch: pytest.MonkeyPatc
 def test_stop_before_the_claim_abandons_after_it_publishes(
     sqlite_run: Path, state: CycleState, first: str | None
 ) -> None:
-    """A stop asked for in each state: before the claim abandoned; after it published, and finished at the next start."""
+    """A stop before the claim abandons the cycle; after it, the cycle publishes and is finished at the next start."""
     dream(sqlite_run, 3, observer=RecordingObserver(stop_at=state))
     stopped = query(sqlite_run, "select state, outcome from cycles")
     if first is None:

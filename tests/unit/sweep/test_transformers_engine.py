@@ -47,9 +47,7 @@ def test_batch_does_not_matter(model_dir: Path, temperature: float) -> None:
     alone = [engine.generate([request], ignore)[0] for request in requests(encoder, temperature)]
     small, _ = build(model_dir, max_num_seqs=2)
     assert [g.token_ids for g in together] == [g.token_ids for g in alone]
-    assert [g.token_ids for g in small.generate(requests(encoder, temperature), ignore)] == [
-        g.token_ids for g in alone
-    ]
+    assert [g.token_ids for g in small.generate(requests(encoder, temperature), ignore)] == [g.token_ids for g in alone]
 
 
 def test_logprobs_are_the_trainers(model_dir: Path) -> None:

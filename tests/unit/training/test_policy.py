@@ -53,9 +53,7 @@ def build(model_dir: Path, store: DirectoryStore, **training: object) -> TorchPo
 
 
 def publish(store: DirectoryStore, policy: TorchPolicy, version: str, parent: Checkpoint | None) -> Checkpoint:
-    checkpoint = store.publish(
-        version, policy.save, cycle_number=1, parent=parent, batch_hash=None, step=None
-    )
+    checkpoint = store.publish(version, policy.save, cycle_number=1, parent=parent, batch_hash=None, step=None)
     policy.adopt(version)
     return checkpoint
 
@@ -184,7 +182,7 @@ def test_restore_refuses_another_checkpoint_and_changes_nothing(model_dir: Path,
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match="model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         policy.restore(saved)
     assert policy.digests() == before
 

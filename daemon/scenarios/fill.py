@@ -29,11 +29,13 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
 }
 
 
-def draw_slots(slots: Mapping[str, Any], lists: Mapping[str, list[Any]], rng: Random) -> dict[str, Any]:
-    """A value for each slot, in order; later ones may use earlier ones."""
+def draw_slots(
+    slots: Mapping[str, Any], lists: Mapping[str, list[Any]], rng: Random, fixed: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A value for each slot, in order; later ones may use earlier ones. Those in `fixed` are taken as given."""
     values: dict[str, Any] = {}
     for name, slot in slots.items():
-        values[name] = _draw(slot, values, lists, rng)
+        values[name] = fixed[name] if fixed and name in fixed else _draw(slot, values, lists, rng)
     return values
 
 

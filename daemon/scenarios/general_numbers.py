@@ -21,15 +21,23 @@ _KINDS = (
 _COMPARED = (("taller", "shortest", "tallest"), ("older", "youngest", "oldest"), ("faster", "slowest", "fastest"))
 
 
-def _sum_rule(answer: int) -> tuple[Mapping[str, Any], ...]:
-    return ({"check": "last_number", "value": answer}, {"check": "max_words", "value": 45})
+def _no_echo(ask: str) -> Mapping[str, Any]:
+    return {"check": "no_echo", "text": ask, "value": 0.7}
+
+
+def _sum_rule(answer: int, ask: str) -> tuple[Mapping[str, Any], ...]:
+    return ({"check": "last_number", "value": answer}, {"check": "max_words", "value": 45}, _no_echo(ask))
 
 
 def _first_named(answer: str, others: list[str]) -> tuple[Mapping[str, Any], ...]:
     """The answer's name comes before any other: naming everybody does not pass."""
     rest = "|".join(map(re.escape, others))
     pattern = rf"^(?:(?!\b(?:{rest})\b)[\s\S])*\b{re.escape(answer)}\b"
-    return ({"check": "matches", "pattern": pattern}, {"check": "max_words", "value": 30})
+    return (
+        {"check": "matches", "pattern": pattern},
+        {"check": "not_matches", "pattern": r"\?"},  # the question repeated
+        {"check": "max_words", "value": 30},
+    )
 
 
 def _add_three(rng: Random) -> Task:
@@ -44,7 +52,7 @@ def _add_three(rng: Random) -> Task:
             f"{a} + {b} = {a + b}, and {a + b} + {c} = {total}.",
         ],
     )
-    return Task(ask, target, _sum_rule(total))
+    return Task(ask, target, _sum_rule(total, ask))
 
 
 def _times_plus(rng: Random) -> Task:
@@ -54,7 +62,7 @@ def _times_plus(rng: Random) -> Task:
     target = pick(
         rng, [f"{a} * {b} = {a * b}, plus {c} is {total}.", f"The answer is {total}.", f"{a} * {b} + {c} = {total}."]
     )
-    return Task(ask, target, _sum_rule(total))
+    return Task(ask, target, _sum_rule(total, ask))
 
 
 def _difference(rng: Random) -> Task:
@@ -63,13 +71,14 @@ def _difference(rng: Random) -> Task:
         a, b
     )
     target = pick(rng, [f"{a} - {b} = {a - b}.", f"It is {a - b}.", f"The answer is {a - b}."])
-    return Task(ask, target, _sum_rule(a - b))
+    return Task(ask, target, _sum_rule(a - b, ask))
 
 
 def _bought_and_gave(rng: Random) -> Task:
     name, friend = several(rng, NAMES, 2)
     thing, a, b = pick(rng, THINGS), integer(rng, 5, 40), integer(rng, 3, 30)
     c = integer(rng, 1, a - 1)
+    c -= c == b  # else the answer is the number that the question begins with
     total = a + b - c
     ask = f"{name} has {a} {thing}, buys {b} more and gives {c} to {friend}. How many {thing} does {name} have now?"
     target = pick(
@@ -80,7 +89,7 @@ def _bought_and_gave(rng: Random) -> Task:
             f"{name} now has {total} {thing}.",
         ],
     )
-    return Task(ask, target, _sum_rule(total))
+    return Task(ask, target, _sum_rule(total, ask))
 
 
 def _boxes(rng: Random) -> Task:
@@ -88,7 +97,7 @@ def _boxes(rng: Random) -> Task:
     total = boxes * each
     ask = f"{name} packs {boxes} boxes with {each} {thing} in each box. How many {thing} are that?"
     target = pick(rng, [f"{boxes} * {each} = {total}.", f"That is {total} {thing}.", f"{name} packs {total} {thing}."])
-    return Task(ask, target, _sum_rule(total))
+    return Task(ask, target, _sum_rule(total, ask))
 
 
 def _compare(rng: Random) -> Task:
@@ -111,7 +120,7 @@ def _syllogism(rng: Random) -> Task:
         target = pick(rng, [f"Yes, {kind} are {group}, so they need {need}.", f"Yes, they need {need}."])
     else:
         target = pick(rng, [f"No, {kind} are {group}, so they do not need {need}.", f"No, they do not need {need}."])
-    rule = ({"check": "starts_with", "value": word}, {"check": "max_words", "value": 40})
+    rule = ({"check": "starts_with", "value": word}, {"check": "max_words", "value": 40}, _no_echo(ask))
     return Task(ask, target, rule)
 
 
@@ -143,7 +152,8 @@ def _odd_even(rng: Random) -> Task:
     answer, other = ("even", "odd") if number % 2 == 0 else ("odd", "even")
     ask = pick(rng, ["Is {} odd or even?", "Odd or even: {}?", "Say whether {} is odd or even."]).format(number)
     target = pick(rng, [f"{number} is {answer}.", f"It is {answer}.", f"{answer.capitalize()}."])
-    return Task(ask, target, _first_named(answer, [other]))
+    rule = ({"check": "contains_all", "values": [answer]}, {"check": "contains_none", "values": [other]})
+    return Task(ask, target, rule)
 
 
 ARITHMETIC: Mapping[str, Callable[[Random], Task]] = {

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from daemon.config.checks import parse_rule
 from daemon.domain.errors import PackError
 from daemon.domain.hashing import scenario_hash
 from daemon.domain.records import Message, Scenario
@@ -40,10 +41,24 @@ class Pack:
                 return template
         raise KeyError(template_id)
 
-    def expand(self, template: Template, rng: Random) -> Scenario:
-        """One scenario of `template`; the same generator state gives the same scenario on every machine."""
-        values = draw_slots(template.slots, self.lists, rng)
-        messages = tuple(Message(role, str(fill(text, values))) for role, text in template.texts)
+    def expand(self, template: Template, rng: Random, fixed: Mapping[str, Any] | None = None) -> Scenario:
+        """One scenario of `template`; the same generator state gives the same scenario on every machine.
+
+        Slots named in `fixed` have that value instead of a drawn one.
+
+        Raises:
+            PackError: the values drawn leave nothing to choose from, or make a check malformed.
+        """
+        try:
+            values = draw_slots(template.slots, self.lists, rng, fixed)
+            messages = tuple(Message(role, str(fill(text, values))) for role, text in template.texts)
+            rule = fill_rule(template.rule, rule_values(values, self.lists, messages[-1].content))
+            parse_rule(rule)
+        except (ValueError, IndexError) as error:
+            # Loading tries only a few expansions: a rare combination of values can still be impossible.
+            raise PackError(
+                f"pack {self.name!r}, template {template.id!r}: an expansion is impossible: {error}"
+            ) from None
         # The last thing drawn, so that adding a target variant does not change the prompts of a seed.
         target = str(fill(pick(rng, template.targets), values))
         return Scenario(
@@ -55,7 +70,7 @@ class Pack:
             messages=messages,
             guidance=str(fill(template.guidance, values)),
             target=target,
-            rule=fill_rule(template.rule, rule_values(values, self.lists, messages[-1].content)),
+            rule=rule,
         )
 
 

@@ -20,8 +20,9 @@ from daemon.service.observer import CYCLE_FINISHED, NoProgress, ServiceObserver
 from daemon.service.state_dir import prepare_state_dir
 from daemon.service.stop import StopFlag
 
-SHOWN_OTHERWISE = frozenset({"stage_started", "stage_finished", "state_committed", CYCLE_FINISHED})
-"""Events that the pretty console shows as bars and summaries."""
+_DAEMON_FAILED = "daemon_failed"
+_SHOWN_OTHERWISE = frozenset({"stage_started", "stage_finished", "state_committed", CYCLE_FINISHED, _DAEMON_FAILED})
+"""Events that people see as bars, summaries and the error message at the end."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def open_session(
     progress = make_progress(console) if pretty else None
     if pretty:
         output = logs.console_output(
-            lambda line: console.out(line, highlight=False), hidden=SHOWN_OTHERWISE, color=console.is_terminal
+            lambda line: console.out(line, highlight=False), hidden=_SHOWN_OTHERWISE, color=console.is_terminal
         )
     else:
         output = logs.json_output(logs.Descriptor(_private_stdout()))
@@ -66,7 +67,7 @@ def open_session(
             yield Session(observer, stop, notifier)
     except DreamdError as error:
         structlog.get_logger("daemon").error(
-            "daemon_failed", error=type(error).__name__, reason=str(error), exit_code=error.exit_code
+            _DAEMON_FAILED, error=type(error).__name__, reason=str(error), exit_code=error.exit_code
         )
         raise
     except KeyboardInterrupt:
@@ -88,4 +89,5 @@ def _private_stdout() -> int:
 def _quiet_libraries() -> None:
     """Defaults that keep libraries off the terminal; a value that is set already stays."""
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # its records then reach the root logger, as ours do
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers heeds it too: our bars are enough
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when a process forks after using it

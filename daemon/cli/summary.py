@@ -13,7 +13,9 @@ _SIDES = {"accept": "accept", "push_back": "push back", "general": "general"}
 
 def cycle_lines(found: Record) -> list[str]:
     """What a person wants to know about a cycle; a line for each part the cycle got to."""
-    return [cycle_line(found["summary"]), *(f"  {name:<10} {text}" for name, text in _parts(found))]
+    # The verdict's own line gives the reason, when there was one.
+    first = cycle_line({**found["summary"], "reason": None} if found["verdict"] else found["summary"])
+    return [first, *(f"  {name:<10} {text}" for name, text in _parts(found))]
 
 
 def cycle_line(summary: Record) -> str:

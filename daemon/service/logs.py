@@ -118,7 +118,7 @@ def console_output(write: Callable[[str], None], *, hidden: frozenset[str] = fro
     )
 
     def render(event: Event) -> str | None:
-        if event.get("event") in hidden and _level(event) < logging.WARNING:
+        if event.get("event") in hidden:
             return None
         return str(renderer(None, "", dict(event)))
 
@@ -135,9 +135,10 @@ def configure_logging(*, level: str, run: str, outputs: Sequence[Output]) -> Non
 
     def emit(_logger: Any, _name: str, event: Event) -> Mapping[str, Any]:
         event.setdefault("run", run)
+        ordered = {key: event[key] for key in _CORE_KEYS if key in event} | dict(event)
         with lock:
             for output in outputs:
-                output.emit(event)
+                output.emit(ordered)
         raise structlog.DropEvent  # every output has it already
 
     structlog.configure(

@@ -25,7 +25,7 @@ def lines_of(state_dir: Path, number: int) -> list[str]:
 def test_a_promoted_cycle_shows_every_figure(state_dir: Path) -> None:
     """Scenarios by side, sweep, examples, loss, log-probabilities, NLL, pass rates, engine, verdict, seconds."""
     assert lines_of(state_dir, 1) == [
-        "cycle 1 promoted: within every margin",
+        "cycle 1 promoted",
         "  scenarios  2: accept 2",
         "  sweep      2 answers; 1 of 2 judged ones passed",
         "  examples   2 pairs, 0 chosen-only",
@@ -41,7 +41,8 @@ def test_a_promoted_cycle_shows_every_figure(state_dir: Path) -> None:
 def test_a_rollback_is_shown_with_its_versions(state_dir: Path) -> None:
     """From where to where, and whether the restored policy was verified."""
     lines = lines_of(state_dir, 2)
-    assert lines[0] == "cycle 2 rolled_back: held-out NLL rose by 0.2"
+    assert lines[0] == "cycle 2 rolled_back"
+    assert "  verdict    roll back: held-out NLL rose by 0.2" in lines
     assert "  rollback   cycle-000002 -> cycle-000001, not verified yet" in lines
 
 

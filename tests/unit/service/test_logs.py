@@ -252,17 +252,18 @@ def test_a_log_file_that_cannot_be_opened_is_an_error_with_a_fix(tmp_path: Path)
         logs.file_output(tmp_path)
 
 
-def test_the_console_hides_what_it_shows_otherwise_but_no_warnings() -> None:
-    """Hidden events are left out at info and shown at warning; exceptions print without a library's warning."""
+def test_the_console_hides_what_is_shown_otherwise() -> None:
+    """Hidden events are left out; the others are shown, exceptions without a library's warning."""
     lines = Lines()
     output = logs.console_output(lines, hidden=frozenset({"stage_started"}), color=False)
     logs.configure_logging(level="info", run="r", outputs=[output])
     logger = structlog.get_logger()
     logger.info("stage_started")
-    logger.warning("stage_started")
+    logger.warning("disk is slow")
     try:
         raise ValueError("the reason")
     except ValueError:
         logger.exception("failed")
     assert len(lines.written) == 2
+    assert "disk is slow" in lines.written[0]
     assert "ValueError: the reason" in lines.written[1]

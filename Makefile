@@ -34,7 +34,8 @@ lock: $(INSTALLED)
 	$(BIN)/python requirements/lock.py
 
 $(INSTALLED): requirements/cpu.lock
-	@command -v $(PYTHON) >/dev/null || { echo "dreamd: no $(PYTHON); try: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "dreamd: $(PYTHON) is not a Python 3.11 or newer; try: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) requirements/install.py
 	@touch $@
 

@@ -22,8 +22,6 @@ LOG = VENV / "install.log"
 
 def main() -> None:
     """Create, install, check; every failure ends with what to do."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - this file is what tells users of an older Python
-        stop(f"dreamd needs Python 3.11 or newer, this is {sys.version.split()[0]}; try: make PYTHON=python3.12 ...")
     total = sum(1 for line in LOCK.read_text().splitlines() if line and not line.startswith("#"))
     say(f"installing {total} packages into .venv: about 2 minutes, 3.8 GB on disk; log: .venv/install.log")
     if not PYTHON.exists():
@@ -33,7 +31,7 @@ def main() -> None:
     say("installing dreamd itself, from this folder")
     pip(1, "--no-deps", "-e", str(ROOT))
     say("checking the installation (the first imports take about half a minute)")
-    subprocess.run([str(PYTHON), str(ROOT / "requirements" / "check_install.py")], check=True)
+    sys.exit(subprocess.run([str(PYTHON), str(ROOT / "requirements" / "check_install.py")], check=False).returncode)
 
 
 def create() -> None:
@@ -53,7 +51,9 @@ def pip(total: int, *args: str) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             log.write(line)
-            found = re.match(r"(?:Collecting|Requirement already satisfied:) ([A-Za-z0-9._-]+)", line)
+            found = re.match(
+                r"(?:Collecting|Processing|Requirement already satisfied:) (?:\S*/)?([A-Za-z0-9._]+)", line
+            )
             if found:
                 done += 1
                 progress(f"  {done}/{total} {found.group(1)}", every=done % 20 == 0 or done == total)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config import Config, Loaded
@@ -40,6 +41,8 @@ from daemon.training.model_folder import check_model_folder, copy_assets
 from daemon.training.policy import WEIGHTS_FILE, TorchPolicy
 from daemon.training.small_model import build_small_model
 from daemon.watchdog.judge import Watchdog
+
+transformers_logging.disable_progress_bar()  # dreamd shows its own progress
 
 BASE = "base"
 """Version of the checkpoint made from the base model."""

@@ -84,7 +84,9 @@ class DirectoryStore:
             _fsync(self._root)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise DiskError(f"{final}: the checkpoint could not be written ({error}); free space and restart") from error
+            raise DiskError(
+                f"{final}: the checkpoint could not be written ({error}); free space and restart"
+            ) from error
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

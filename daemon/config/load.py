@@ -32,9 +32,7 @@ class Loaded:
         return self.sources.get(key, "default")
 
 
-def load_config(
-    file: Path | None = None, *, environ: Mapping[str, str], flags: Iterable[str] = ()
-) -> Loaded:
+def load_config(file: Path | None = None, *, environ: Mapping[str, str], flags: Iterable[str] = ()) -> Loaded:
     """Merge every source and validate once.
 
     Args:

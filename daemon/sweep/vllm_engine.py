@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -46,7 +47,8 @@ class VllmEngine:
             self._shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
         # Its warnings name tuning options and internals ("ParallelLMHead: Failed to load weights" on every sync).
         logging.getLogger("vllm").setLevel(logging.ERROR)
-        with _unchanged_environment():
+        with _unchanged_environment(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated names of torch and Python, used by vLLM itself
             os.environ.update(_settings(config))
             try:
                 import vllm
@@ -64,6 +66,7 @@ class VllmEngine:
                     max_num_seqs=config.max_num_seqs,
                     gpu_memory_utilization=config.gpu_memory_utilization,
                     generation_config="vllm",  # sampling settings come from the request alone
+                    use_tqdm_on_load=False,
                     seed=0,
                 )
             except (ValueError, RuntimeError, OSError, NotImplementedError) as error:

@@ -16,12 +16,7 @@ from daemon.sweep.vllm_engine import VllmEngine
 from daemon.training.encoder import ChatEncoder
 from daemon.training.policy import TorchPolicy
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.slow,
-    # vLLM's own imports use deprecated names of torch and Python.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
 class Rig:

@@ -42,7 +42,7 @@ from daemon.training.policy import WEIGHTS_FILE, TorchPolicy
 from daemon.training.small_model import build_small_model
 from daemon.watchdog.judge import Watchdog
 
-transformers_logging.disable_progress_bar()  # dreamd shows its own progress
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # dreamd shows its own
 
 BASE = "base"
 """Version of the checkpoint made from the base model."""

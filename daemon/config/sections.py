@@ -123,6 +123,8 @@ class TrainingConfig(Section):
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0.0, le=1e-2)] = 1e-8
+    micro_batch: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Examples per forward and backward pass; more is faster and takes more memory."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Gradients are scaled down to this norm."""
 

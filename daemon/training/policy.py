@@ -1,6 +1,7 @@
 """The live policy on the trainer's side: weights, optimizer, one ORPO step, save and restore.
 
-Shapes: `T` tokens of prompt and response, `R` response tokens, `V` vocabulary.
+Shapes: `B` sequences of one pass, `T` tokens of prompt and response, `K` of them with logits, `R` response tokens,
+`V` vocabulary.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from daemon.training.objectives import Loss, orpo
 WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.state"
 """safetensors inside; not so named, because vLLM loads every *.safetensors of a folder as weights."""
+
+_Part = dict[str, float | None]
+"""One example's figures; None for what a chosen-only example has not."""
 
 
 class TorchPolicy:
@@ -86,18 +90,28 @@ class TorchPolicy:
     @torch.no_grad()
     def score(self, prompt: Sequence[int], response: Sequence[int]) -> list[float]:
         # One sequence at a time, so a repeated measurement has the same shapes and the same bits.
-        if prompt:
-            return self._response_logprobs(prompt, response).tolist()
-        return self._response_logprobs(response[:1], response[1:]).tolist()
+        row = (prompt, response) if prompt else (response[:1], response[1:])
+        return self._response_logprobs([row])[0].tolist()
 
-    def _response_logprobs(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
-        """Log-probability of each response token, float32, shape (R,)."""
-        ids_1T = torch.tensor([[*prompt, *response]], device=self._device)
-        # Logits only where a response token is predicted: one position before it each.
-        output = self._model(input_ids=ids_1T, logits_to_keep=len(response) + 1, use_cache=False)
-        logits_RV: Tensor = output.logits[0, :-1].float()
-        targets_R1 = torch.tensor(response, device=self._device).unsqueeze(1)
-        return logits_RV.gather(1, targets_R1).squeeze(1) - logits_RV.logsumexp(dim=1)
+    def _response_logprobs(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
+        """Log-probability of each response token of each (prompt, response), float32, shapes (R,).
+
+        Rows are padded on the right: nothing before a padding token can see it, so no mask is needed.
+        """
+        width = max(len(prompt) + len(response) for prompt, response in rows)
+        first = min(len(prompt) for prompt, _ in rows) - 1
+        padded = [[*prompt, *response, *[0] * (width - len(prompt) - len(response))] for prompt, response in rows]
+        ids_BT = torch.tensor(padded, device=self._device)
+        # Logits only where some row predicts a response token: K positions from `first` on.
+        kept_K = torch.arange(first, width - 1, device=self._device)
+        logits_BKV = self._model(input_ids=ids_BT, logits_to_keep=kept_K, use_cache=False).logits
+        found = []
+        for (prompt, response), logits_KV in zip(rows, logits_BKV, strict=True):
+            start = len(prompt) - 1 - first
+            logits_RV = logits_KV[start : start + len(response)].float()
+            targets_R1 = torch.tensor(response, device=self._device).unsqueeze(1)
+            found.append(logits_RV.gather(1, targets_R1).squeeze(1) - logits_RV.logsumexp(dim=1))
+        return found
 
     # --- the step ------------------------------------------------------------------------------------------
 
@@ -110,7 +124,7 @@ class TorchPolicy:
             # Nothing of an earlier process must matter to dropout: the generator follows from the batch alone.
             with torch.random.fork_rng(devices=self._cuda_devices()):
                 torch.manual_seed(derive_seed("step", batch.batch_hash))
-                parts = [self._backward(example, len(batch.examples)) for example in batch.examples]
+                parts = self._gradients(batch.examples)
         finally:
             self._model.eval()
         gradients_done = time.monotonic()
@@ -128,30 +142,45 @@ class TorchPolicy:
                 f"{', '.join(sorted(versions))}; a step trains only what its own parent wrote"
             )
 
-    def _backward(self, example: Example, num_examples: int) -> dict[str, float | None]:
-        """Add one example's share to the gradient; returns its figures as floats."""
-        chosen_R = self._response_logprobs(example.prompt_token_ids, example.chosen_token_ids)
-        c, r = chosen_R.mean(), None
-        nll = -c
-        if self._config.nll_over == "prompt_and_response":
-            everything = (*example.prompt_token_ids, *example.chosen_token_ids)
-            nll = -self._response_logprobs(everything[:1], everything[1:]).mean()
-        if example.rejected_token_ids:
-            r = self._response_logprobs(example.prompt_token_ids, example.rejected_token_ids).mean()
-        loss: Loss = orpo(nll, c, r, self._config.orpo_weight)
-        if not torch.isfinite(loss.total):
-            raise NonFiniteError(
-                f"the loss of example {example.content_hash[:12]} is {loss.total.item()}; the optimizer did not move"
-            )
-        (loss.total / num_examples).backward()  # type: ignore[no-untyped-call]
-        return {
-            "loss": loss.total.item(),
-            "nll": loss.nll.item(),
-            "odds_loss": None if loss.odds_loss is None else loss.odds_loss.item(),
-            "log_odds": None if loss.log_odds is None else loss.log_odds.item(),
-            "chosen": c.item(),
-            "rejected": None if r is None else r.item(),
-        }
+    def _gradients(self, examples: Sequence[Example]) -> list[_Part]:
+        """Accumulate the gradient of the mean loss; returns each example's figures, in the batch's order."""
+        # Neighbours of similar length share a pass, so that little is padding.
+        order = sorted(range(len(examples)), key=lambda index: _length(examples[index]))
+        size = self._config.micro_batch
+        parts: dict[int, _Part] = {}
+        for start in range(0, len(order), size):
+            chunk = order[start : start + size]
+            parts.update(zip(chunk, self._backward([examples[i] for i in chunk], len(examples)), strict=True))
+        return [parts[index] for index in range(len(examples))]
+
+    def _backward(self, examples: Sequence[Example], num_examples: int) -> list[_Part]:
+        """One forward and backward pass."""
+        rows: list[tuple[Sequence[int], Sequence[int]]] = []
+        for example in examples:
+            rows.append((example.prompt_token_ids, example.chosen_token_ids))
+            if example.rejected_token_ids:
+                rows.append((example.prompt_token_ids, example.rejected_token_ids))
+        logprobs = iter(self._response_logprobs(rows))
+        losses, parts = [], []
+        for example in examples:
+            c = next(logprobs).mean()
+            r = next(logprobs).mean() if example.rejected_token_ids else None
+            loss = orpo(self._nll(example, c), c, r, self._config.orpo_weight)
+            if not torch.isfinite(loss.total):
+                raise NonFiniteError(
+                    f"the loss of example {example.content_hash[:12]} is {loss.total.item()}; "
+                    "the optimizer did not move"
+                )
+            losses.append(loss.total)
+            parts.append(_part(loss, c, r))
+        (torch.stack(losses).sum() / num_examples).backward()  # type: ignore[no-untyped-call]
+        return parts
+
+    def _nll(self, example: Example, c: Tensor) -> Tensor:
+        if self._config.nll_over == "response":
+            return -c
+        everything = (*example.prompt_token_ids, *example.chosen_token_ids)
+        return -self._response_logprobs([(everything[:1], everything[1:])])[0].mean()
 
     def _clip_gradients(self, batch: Batch) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
@@ -167,15 +196,13 @@ class TorchPolicy:
         """Move the optimizer once; returns the root mean square of the weight change."""
         before = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._optimizer.step()
-        squares = sum(
-            (parameter - before[name]).double().square().sum().item() for name, parameter in self._parameters.items()
-        )
+        squares = sum((parameter - before[name]).norm().item() ** 2 for name, parameter in self._parameters.items())
         return math.sqrt(squares / sum(parameter.numel() for parameter in self._parameters.values()))
 
     def _report(
         self,
         batch: Batch,
-        parts: list[dict[str, float | None]],
+        parts: list[_Part],
         grad_norm: float,
         update_rms: float,
         seconds: Mapping[str, float],
@@ -264,12 +291,29 @@ class TorchPolicy:
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
+            fused=True,
         )
 
     def _cuda_devices(self) -> list[int]:
         return [torch.device(self._device).index or 0] if self._device.startswith("cuda") else []
 
 
-def _mean(parts: Sequence[Mapping[str, float | None]], name: str) -> float | None:
+def _part(loss: Loss, c: Tensor, r: Tensor | None) -> _Part:
+    return {
+        "loss": loss.total.item(),
+        "nll": loss.nll.item(),
+        "odds_loss": None if loss.odds_loss is None else loss.odds_loss.item(),
+        "log_odds": None if loss.log_odds is None else loss.log_odds.item(),
+        "chosen": c.item(),
+        "rejected": None if r is None else r.item(),
+    }
+
+
+def _length(example: Example) -> int:
+    """Tokens of the longer side, prompt included."""
+    return len(example.prompt_token_ids) + max(len(example.chosen_token_ids), len(example.rejected_token_ids))
+
+
+def _mean(parts: Sequence[_Part], name: str) -> float | None:
     values = [value for part in parts if (value := part[name]) is not None]
     return sum(values) / len(values) if values else None

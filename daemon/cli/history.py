@@ -19,7 +19,7 @@ _CYCLE_COLUMNS = {
     "outcome": "outcome",
     "num_scenarios": "scenarios",
     "num_passed": "passed",
-    "num_completions": "answers",
+    "num_judged": "judged",
     "num_pairs": "pairs",
     "loss": "loss",
     "held_out_nll": "NLL",

@@ -33,8 +33,8 @@ def _parts(found: Record) -> Iterator[tuple[str, str]]:
         listed = ", ".join(f"{words} {sides[side]}" for side, words in _SIDES.items() if sides[side])
         yield "scenarios", f"{len(scenarios)}: {listed}"
     if summary["num_completions"]:
-        judged = sum(scenario["num_judged"] for scenario in scenarios)
-        yield "sweep", f"{summary['num_completions']} answers; {summary['num_passed']} of {judged} judged ones passed"
+        passed = f"{summary['num_passed']} of {summary['num_judged']} unguided, judged ones passed"
+        yield "sweep", f"{summary['num_completions']} answers; {passed}"
         yield "examples", f"{_counted(summary['num_pairs'], 'pair')}, {summary['num_chosen_only']} chosen-only"
     if summary["loss"] is not None:
         yield "step", _step(summary, found["step"])

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, RowMapping, Select, Table
 
 from daemon.domain.errors import UsageError
-from daemon.domain.states import CheckpointState, CycleState
+from daemon.domain.states import CheckpointState, CompletionKind, CycleState
 from daemon.storage import tables, views
 from daemon.storage.database import reading
 from daemon.storage.runs import find_run
@@ -149,14 +149,16 @@ def _last_cycles(connection: Connection, run_name: str, limit: int) -> list[Reco
 
 
 def _scenarios(connection: Connection, run_id: int, number: int) -> list[Record]:
-    """Scenarios, each with how many of its completions there are and how many passed."""
+    """Scenarios, each with how many completions it has, and how many of the unguided ones were judged and passed."""
     scenarios, completions = tables.scenarios, tables.completions
-    passed = sa.func.sum(sa.case((completions.c.passed, 1), else_=0))
+    unguided = completions.c.kind == CompletionKind.SWEEP
+    judged = sa.func.sum(sa.case((unguided & completions.c.passed.is_not(None), 1), else_=0))
+    passed = sa.func.sum(sa.case((unguided & completions.c.passed, 1), else_=0))
     counts = (
         sa.select(
             completions.c.scenario_hash,
             sa.func.count().label("num_completions"),
-            sa.func.count(completions.c.passed).label("num_judged"),
+            judged.label("num_judged"),
             passed.label("num_passed"),
         )
         .where(completions.c.run_id == run_id, completions.c.cycle == number)

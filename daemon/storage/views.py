@@ -20,6 +20,7 @@ cycle_summary = Table(
     Column("candidate", String),
     Column("num_scenarios", Integer),
     Column("num_completions", Integer),
+    Column("num_judged", Integer),
     Column("num_passed", Integer),
     Column("num_pairs", Integer),
     Column("num_chosen_only", Integer),

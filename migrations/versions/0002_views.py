@@ -55,7 +55,11 @@ SELECT
     c.candidate_version AS candidate,
     (SELECT COUNT(*) FROM scenarios s WHERE s.run_id = c.run_id AND s.cycle = c.number) AS num_scenarios,
     (SELECT COUNT(*) FROM completions o WHERE o.run_id = c.run_id AND o.cycle = c.number) AS num_completions,
-    (SELECT COUNT(*) FROM completions o WHERE o.run_id = c.run_id AND o.cycle = c.number AND o.passed) AS num_passed,
+    -- Guided answers are no measure of the policy: only what it says unprompted counts as judged and passed.
+    (SELECT COUNT(o.passed) FROM completions o
+     WHERE o.run_id = c.run_id AND o.cycle = c.number AND o.kind = 'sweep') AS num_judged,
+    (SELECT COUNT(*) FROM completions o
+     WHERE o.run_id = c.run_id AND o.cycle = c.number AND o.kind = 'sweep' AND o.passed) AS num_passed,
     (SELECT COUNT(*) FROM examples e
      WHERE e.run_id = c.run_id AND e.cycle = c.number AND e.kind = 'pair') AS num_pairs,
     (SELECT COUNT(*) FROM examples e

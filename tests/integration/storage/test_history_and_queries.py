@@ -75,6 +75,7 @@ def test_the_numbers_of_a_hand_made_cycle(hand_made: SqlLedger, engine: Engine) 
         "candidate": "cycle-000001",
         "num_scenarios": 2,
         "num_completions": 3,
+        "num_judged": 2,
         "num_passed": 1,
         "num_pairs": 1,
         "num_chosen_only": 1,

@@ -74,20 +74,18 @@ class Service:
 
         Raises:
             Exception: what `setup`, a cycle or `teardown` raised, the first of them.
-            KeyboardInterrupt: a second SIGINT; the worker thread may still be running.
+            KeyboardInterrupt: a second SIGINT; the worker thread may still be at work, so end with `os._exit`.
         """
         self._scheduler.start()
         self._arm(0.0)
         self._stop.on_request(lambda: self._wake.put("stop"))
-        try:
-            while self._wake.get() == "stop":
-                log.info("stop_requested", reason=self._stop.reason)
-                self._notifier.stopping()
-                # Queued behind the cycle that is running: the worker thread takes one job at a time.
-                self._scheduler.add_job(self._finish)
-        except BaseException:
-            self._scheduler.shutdown(wait=False)
-            raise
+        # A second SIGINT raises anywhere in this loop, perhaps inside one of the scheduler's locks. So nothing of the
+        # scheduler is touched on that way out: its thread and the worker's end with the process.
+        while self._wake.get() == "stop":
+            log.info("stop_requested", reason=self._stop.reason)
+            self._notifier.stopping()
+            # Queued behind the cycle that is running: the worker thread takes one job at a time.
+            self._scheduler.add_job(self._finish)
         self._notifier.stopping()
         self._scheduler.remove_all_jobs()
         self._scheduler.shutdown(wait=True)

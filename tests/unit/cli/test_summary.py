@@ -27,7 +27,7 @@ def test_a_promoted_cycle_shows_every_figure(state_dir: Path) -> None:
     assert lines_of(state_dir, 1) == [
         "cycle 1 promoted",
         "  scenarios  2: accept 2",
-        "  sweep      2 answers; 1 of 2 judged ones passed",
+        "  sweep      2 answers; 1 of 2 unguided, judged ones passed",
         "  examples   2 pairs, 0 chosen-only",
         "  step       loss 2.5000, log p chosen -2.400, rejected -2.000 (lr 1e-05)",
         "  held-out   NLL 2.9000 (-0.1000 against the base, -0.1000 against the parent)",

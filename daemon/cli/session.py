@@ -48,7 +48,7 @@ def open_session(
     """
     run, logging = loaded.config.run, loaded.config.logging
     prepare_state_dir(run.state_dir)
-    _quiet_libraries()
+    _library_defaults()
     console = make_console(stderr=True)
     progress = make_progress(console) if pretty else None
     if pretty:
@@ -86,8 +86,11 @@ def _private_stdout() -> int:
     return private
 
 
-def _quiet_libraries() -> None:
-    """Defaults that keep libraries off the terminal; a value that is set already stays."""
+def _library_defaults() -> None:
+    """What libraries read from the environment when they are first imported; a value that is set already stays."""
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")  # its records then reach the root logger, as ours do
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers heeds it too: our bars are enough
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when a process forks after using it
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a NUMA remark on every start of vLLM
+    # Threads that spin while they wait collapse to a tenth of the speed when anything else uses the same cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -131,9 +132,14 @@ def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
             lines.append(f"{source}: {key}: unknown key; {_nearest(location)}")
             continue
         message = problem["msg"].removeprefix("Value error, ")
-        shown = "" if isinstance(problem["input"], Mapping) else f" = {problem['input']!r}"
+        shown = "" if isinstance(problem["input"], Mapping) else f" = {_without_password(repr(problem['input']))}"
         lines.append(f"{source}: {'.'.join(location)}{shown}: {message}")
     return "\n".join(lines)
+
+
+def _without_password(text: str) -> str:
+    """`text` with the password of a database URL in it masked: errors end up in logs."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
 
 
 def _nearest(location: list[str]) -> str:

@@ -24,6 +24,7 @@ def recover(stages: Stages) -> None:
         CheckpointError: the head does not verify.
         DreamdError: a stage of a resumed cycle failed.
     """
+    measure_anchors(stages)  # first: an unfinished candidate is compared with them
     for cycle in stages.ledger.unfinished():
         stages.seconds.clear()
         outcome = _finish(stages, cycle)
@@ -33,9 +34,8 @@ def recover(stages: Stages) -> None:
     _tidy(stages)
     for rollback in stages.ledger.pending_rollbacks():
         verify(stages, rollback, None)
+    measure_anchors(stages)  # again: the head may be another one now
     head = stages.ledger.head()
-    _make_live(stages, head)
-    measure_anchors(stages)
     _make_live(stages, head)
     stages.sync_engine(head, None)
 

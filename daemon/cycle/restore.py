@@ -10,7 +10,7 @@ from daemon.cycle.stages import Stages
 from daemon.domain.errors import RestoreError
 from daemon.domain.lineage import baked
 from daemon.domain.records import Checkpoint, Cycle, PolicyDigests, ProbeResult, Rollback, Verdict
-from daemon.domain.states import Outcome, RollbackTarget
+from daemon.domain.states import CheckpointState, Outcome, RollbackTarget
 
 
 def roll_back(stages: Stages, cycle: Cycle, verdict: Verdict) -> Outcome:
@@ -33,7 +33,10 @@ def find_target(stages: Stages, cycle: Cycle, target: RollbackTarget | None) -> 
     if target is RollbackTarget.A0:
         return stages.ledger.lineage()[-1]
     if target is RollbackTarget.A1:
-        return baked(stages.ledger.lineage(), stages.baked_after)
+        lineage = stages.ledger.lineage()
+        anchor = baked(lineage, stages.baked_after)
+        # Its files can be gone when `baked_after` was lowered; the base's never are.
+        return lineage[-1] if anchor.state is CheckpointState.PRUNED else anchor
     return stages.ledger.checkpoint(cycle.parent_version)
 
 

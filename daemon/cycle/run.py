@@ -1,8 +1,8 @@
 """One dream cycle.
 
     sample -> sweep -> judge and pair -> CLAIM -> one step -> publish -> probe -> verdict
-                                                                              |-> promote: the candidate is the head
-                                                                              `-> roll back: an earlier one is live again
+                                                                            |-> promote: the candidate is the head
+                                                                            `-> roll back: an earlier one is live
 
 Each arrow is a committed state. Nothing is spent before the claim; after it, nothing is ever used again. A killed
 process is repaired by `cycle.recover` at the next start, so there is no other clean-up to forget.
@@ -35,13 +35,13 @@ def run_cycle(stages: Stages) -> Outcome:
     except StopRequested:
         _close_unpublished(stages, cycle.number, Outcome.ABANDONED, "stopped before the claim")
         raise
+    except FencedError:
+        raise  # another daemon owns the run: nothing may be written any more, not even this
     except NonFiniteError as error:
         # Expected now and then, and the batch is spent: the next cycle has other examples.
         _close_unpublished(stages, cycle.number, Outcome.FAILED, str(error))
         stages.policy.restore(head)
-        outcome = Outcome.FAILED
-    except FencedError:
-        raise  # another daemon owns the run: nothing may be written any more, not even this
+        return Outcome.FAILED
     except Exception as error:
         lost = isinstance(error, DiskError)
         _close_unpublished(stages, cycle.number, Outcome.LOST if lost else Outcome.FAILED, _reason(error))
@@ -160,6 +160,7 @@ def _close_unpublished(stages: Stages, number: int, outcome: Outcome, reason: st
         if outcome is Outcome.LOST and not cycle.state.spends:
             outcome = Outcome.FAILED
         stages.ledger.close(cycle, outcome, reason)
+        report_finished(stages, number, outcome)
 
 
 def _committed(stages: Stages, cycle: Cycle) -> Cycle:

@@ -300,3 +300,12 @@ def test_a_larger_suite_measures_the_anchors_anew(sqlite_run: Path) -> None:
     dream(sqlite_run, 1)
     assert outcomes(sqlite_run) == ["promoted"] * 3
     assert len(nll(sqlite_run, "base")) == 12
+
+
+def test_a_larger_suite_with_a_published_candidate(sqlite_run: Path) -> None:
+    """Stopped once published, restarted with more held-out documents: the anchors are measured before the verdict."""
+    dream(sqlite_run, 1, observer=RecordingObserver(stop_at=CycleState.PUBLISHED))
+    dream(sqlite_run, 1, "probes.nll_documents=12")
+    assert outcomes(sqlite_run) == ["promoted", "promoted"]
+    assert len(nll(sqlite_run, "base")) == len(nll(sqlite_run, "cycle-000001")) == 12
+    check_invariants(sqlite_run)

@@ -244,3 +244,12 @@ def test_every_key_says_what_it_is() -> None:
         "training.eps",
         "logging.level",
     }
+
+
+def test_errors_hide_passwords(tmp_path: Path) -> None:
+    """A database URL that cannot be used is shown without its password: errors end up in logs."""
+    file = write(tmp_path / "dreamd.toml", '[run]\ndatabase_url = "mysql://me:hunter2@host/runs"\n')
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, environ={})
+    assert "hunter2" not in str(caught.value)
+    assert "mysql://me:***@host/runs" in str(caught.value)

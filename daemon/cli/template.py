@@ -25,7 +25,7 @@ path = {model_path}   # a Hugging Face folder
 
 [scenarios]
 # packs = ["packs/mine.yaml"]    # beside the built-in pack `listening`
-# per_cycle = 20
+# per_cycle = 28
 # general_fraction = 0.25        # at least a quarter, against forgetting
 
 [sweep]

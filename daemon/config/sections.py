@@ -59,7 +59,7 @@ class ScenariosConfig(Section):
     """Scenario packs (YAML files) beside the built-in `listening`."""
     builtin_listening: bool = True
     """Whether the built-in pack is used."""
-    per_cycle: Annotated[int, Field(ge=2, le=1000)] = 20
+    per_cycle: Annotated[int, Field(ge=2, le=1000)] = 28
     """Scenarios per cycle."""
     general_fraction: Annotated[float, Field(ge=0.25, le=0.9)] = 0.25
     """Share of general scenarios, rounded up; at least a quarter, against forgetting."""

@@ -17,10 +17,7 @@ from daemon.config.sections import SweepConfig
 from daemon.domain.errors import EngineError
 from daemon.domain.records import Generation, GenerationRequest
 from daemon.ports import ProgressCallback
-from daemon.sweep.weights import check_weights
-
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
-"""As vLLM's: the dtype, not the engine, explains the difference from the trainer."""
+from daemon.sweep.weights import LOGPROB_TOLERANCE, check_weights
 
 
 class TransformersEngine:
@@ -55,7 +52,7 @@ class TransformersEngine:
 
     @property
     def logprob_tolerance(self) -> float:
-        return TOLERANCE[self._config.dtype]
+        return LOGPROB_TOLERANCE[self._config.dtype]
 
     @torch.no_grad()
     def generate(self, requests: Sequence[GenerationRequest], progress: ProgressCallback) -> list[Generation]:
@@ -86,7 +83,7 @@ class TransformersEngine:
         )
 
     def close(self) -> None:
-        self._parameters = {}
+        self._model, self._parameters = None, {}
 
     def _generate_batch(self, batch: Sequence[GenerationRequest], longest: int, tick: Any) -> list[Generation]:
         ids_BT, mask_BT = self._pad(batch)

@@ -19,13 +19,7 @@ from daemon.config.sections import SweepConfig
 from daemon.domain.errors import EngineError
 from daemon.domain.records import Generation, GenerationRequest
 from daemon.ports import ProgressCallback
-from daemon.sweep.weights import check_weights
-
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}
-"""Largest mean |log p| difference from the float32 trainer that each dtype explains, nats.
-
-Measured on a 135M model: 3e-6 and 2e-2. A bfloat16 engine cannot show a tiny step this way, which is why
-`weights_match` compares tensors exactly."""
+from daemon.sweep.weights import LOGPROB_TOLERANCE, check_weights
 
 
 class VllmEngine:
@@ -78,7 +72,7 @@ class VllmEngine:
 
     @property
     def logprob_tolerance(self) -> float:
-        return TOLERANCE[self._config.dtype]
+        return LOGPROB_TOLERANCE[self._config.dtype]
 
     def generate(self, requests: Sequence[GenerationRequest], progress: ProgressCallback) -> list[Generation]:
         engine = self._llm.llm_engine

@@ -74,14 +74,7 @@ def init_run(loaded: Loaded, observer: Observer, *, small_model: bool) -> InitRe
     upgrade(config.run.url)
     engine = open_database(config.run.url)
     with RunLock(engine, config.run.name):
-        create_run(
-            engine,
-            config.run.name,
-            config.run.seed,
-            str(config.model.path),
-            _recorded(config),
-            source.held_out_hashes() | {item.content_hash for item in load_suite().chosen},
-        )
+        _hold_out(engine, config, source, config.run.seed)
         ledger = SqlLedger.acquire(engine, config.run.name, baked_after=config.watchdog.baked_after)
         created = load_run(engine, config.run.name).head_version is None
         if created:
@@ -184,7 +177,7 @@ def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run]]:
     engine = open_database(config.run.url)
     try:
         check_schema(engine)
-        build_source(config.scenarios)
+        source = build_source(config.scenarios)
         with RunLock(engine, config.run.name):
             run = load_run(engine, config.run.name)
             if loaded.source("run.seed") != "default" and config.run.seed != run.seed:
@@ -192,11 +185,18 @@ def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run]]:
                     f"{loaded.source('run.seed')}: run.seed = {config.run.seed}, but run {run.name} was created with "
                     f"{run.seed}; a seed is fixed at `dreamd init`: set it back, or choose another run.name"
                 )
+            _hold_out(engine, config, source, run.seed)  # a pack added since `init` brings items of its own
             ledger = SqlLedger.acquire(engine, config.run.name, baked_after=config.watchdog.baked_after)
             _store(config).open(ledger.head())
             yield ledger, run
     finally:
         engine.dispose()
+
+
+def _hold_out(engine: Any, config: Config, source: MixtureSource, seed: int) -> None:
+    """Make the run if it is missing, and keep everything the probes may ask from ever being claimed."""
+    hashes = source.held_out_hashes() | {item.content_hash for item in load_suite().chosen}
+    create_run(engine, config.run.name, seed, str(config.model.path), _recorded(config), hashes)
 
 
 def _reader(engine: Any, config: Config) -> SqlLedger:

@@ -16,6 +16,11 @@ import pytest
 BOTH_DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """vLLM in this process last: it changes threads, allocator and garbage collection for whatever follows."""
+    items.sort(key=lambda item: "test_vllm_engine" in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """URL of the maintenance database of a PostgreSQL server that lives as long as the test session."""

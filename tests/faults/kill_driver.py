@@ -1,11 +1,16 @@
-"""Run a cycle and kill this process, with SIGKILL, at one moment: `python kill_driver.py CONFIG MOMENT [FLAG ...]`.
+"""A process that has everything imported, and for each line on stdin forks a child that dreams and is killed.
 
-MOMENT is a cycle state ("swept": right after it was committed), "renamed" (the checkpoint directory has its final
-name, its row is missing) or "rolled_back" (the verdict is committed, nothing is restored yet).
+A line is JSON: [CONFIG, MOMENT, FLAG ...]. MOMENT is a cycle state ("swept": right after it was committed), an event
+that is logged ("rolled_back": the verdict is committed, nothing is restored yet), or "renamed" (the checkpoint
+directory has its final name, its row is missing). Answers with the child's wait status, a line each.
+
+It forks because importing torch anew takes longer than a whole cycle; it runs nothing itself, so that a child starts
+without any library's threads.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,11 +23,9 @@ from daemon.checkpoints.store import DirectoryStore
 from daemon.domain.records import Cycle
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 class Killer(RecordingObserver):
+    """Ends its process with SIGKILL when a state was committed, or when an event is logged."""
+
     def __init__(self, moment: str) -> None:
         super().__init__()
         self.moment = moment
@@ -36,18 +39,34 @@ class Killer(RecordingObserver):
             die()
 
 
-def main(config: str, moment: str, *flags: str) -> None:
-    if moment == "renamed":
-        publish = DirectoryStore.publish
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
-        def publish_and_die(self: DirectoryStore, *args: Any, **kwargs: Any) -> Any:
-            publish(self, *args, **kwargs)
-            die()
 
-        DirectoryStore.publish = publish_and_die  # type: ignore[method-assign]
-    dream(Path(config), 1, *flags, observer=Killer(moment))
-    raise SystemExit(f"still alive: {moment} never came")
+def die_after_the_rename() -> None:
+    """From now on publishing a checkpoint ends this process."""
+    publish = DirectoryStore.publish
+
+    def publish_and_die(self: DirectoryStore, *args: Any, **kwargs: Any) -> None:
+        publish(self, *args, **kwargs)
+        die()
+
+    DirectoryStore.publish = publish_and_die  # type: ignore[assignment,method-assign]
+
+
+def main() -> None:
+    for line in sys.stdin:
+        config, moment, *flags = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            try:
+                if moment == "renamed":
+                    die_after_the_rename()
+                dream(Path(config), 1, *flags, observer=Killer(moment))
+            finally:
+                os._exit(1)  # still alive: the moment never came
+        print(os.waitpid(child, 0)[1], flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

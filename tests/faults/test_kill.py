@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from harness import RecordingObserver, check_invariants, dream, make_run, outcomes, query
 
+from daemon.checkpoints.store import DirectoryStore
+
 POISON = ("training.lr=1.0", "training.allow_unsafe_lr=true")
 
-
-def kill_at(file: Path, moment: str, *flags: str) -> None:
-    """Run one cycle in another process that dies at `moment`."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    driver = [sys.executable, str(Path(__file__).with_name("kill_driver.py")), str(file), moment, *flags]
-    done = subprocess.run(driver, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+KillAt = Callable[..., None]
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def kill_at() -> Iterator[KillAt]:
+    """Run one cycle in another process that is killed at a moment: `kill_at(config, moment, *flags)`."""
+    here = Path(__file__).parent
+    driver = subprocess.Popen(
+        [sys.executable, str(here / "kill_driver.py")],
+        env={**os.environ, "PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdin is not None and driver.stdout is not None
+
+    def run(file: Path, moment: str, *flags: str) -> None:
+        driver.stdin.write(json.dumps([str(file), moment, *flags]) + "\n")
+        driver.stdin.flush()
+        status = int(driver.stdout.readline())
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{moment} never came"
+
+    yield run
+    driver.stdin.close()
+    driver.wait(timeout=30)
+    driver.stdout.close()
+
+
 @pytest.mark.parametrize(
     ("moment", "outcome", "head"),
     [
@@ -36,7 +58,7 @@ def kill_at(file: Path, moment: str, *flags: str) -> None:
     ],
 )
 def test_killed_cycle_ends_as_documented(
-    tmp_path: Path, database_url: str, moment: str, outcome: str, head: str
+    tmp_path: Path, database_url: str, kill_at: KillAt, moment: str, outcome: str, head: str
 ) -> None:
     """After the restart the killed cycle has its documented outcome, and the next cycle trains from the right head."""
     file = make_run(tmp_path, database_url)
@@ -51,8 +73,7 @@ def test_killed_cycle_ends_as_documented(
     check_invariants(file)
 
 
-@pytest.mark.slow
-def test_killed_inside_a_rollback(tmp_path: Path, database_url: str) -> None:
+def test_killed_inside_a_rollback(tmp_path: Path, database_url: str, kill_at: KillAt) -> None:
     """Killed between the verdict and the restore: the head is the target, and the next start verifies the rollback."""
     file = make_run(tmp_path, database_url)
     kill_at(file, "rolled_back", *POISON)
@@ -64,10 +85,8 @@ def test_killed_inside_a_rollback(tmp_path: Path, database_url: str) -> None:
     check_invariants(file)
 
 
-def test_published_by_another_lineage_is_not_adopted(tmp_path: Path) -> None:
+def test_published_by_another_lineage_is_not_adopted(tmp_path: Path, kill_at: KillAt) -> None:
     """A directory of the right name whose manifest is of another batch is set aside, and the cycle is lost."""
-    from daemon.checkpoints.store import DirectoryStore
-
     file = make_run(tmp_path, "")
     kill_at(file, "stepped")
     store = DirectoryStore(tmp_path / "state" / "checkpoints")
@@ -84,7 +103,7 @@ def test_published_by_another_lineage_is_not_adopted(tmp_path: Path) -> None:
     check_invariants(file)
 
 
-def test_damaged_publication_is_not_adopted(tmp_path: Path) -> None:
+def test_damaged_publication_is_not_adopted(tmp_path: Path, kill_at: KillAt) -> None:
     """A published directory with one flipped bit is never adopted: the cycle is lost, the files are kept aside."""
     file = make_run(tmp_path, "")
     kill_at(file, "renamed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class Rig:
 @pytest.fixture(scope="module")
 def shared_rig(small_model: Path) -> Iterator[Rig]:
     pytest.importorskip("vllm", reason="vLLM is not installed")
+    torch.set_num_threads(os.cpu_count() or 1)  # a tiny model's tests may have set it to 1
     rig = Rig(small_model)
     yield rig
     rig.engine.close()
@@ -146,7 +148,5 @@ def test_refused_sync_changes_nothing(rig: Rig) -> None:
 
 def test_importing_vllm_leaves_the_environment_alone(rig: Rig) -> None:
     """Subprocesses do not inherit what vLLM sets for itself."""
-    import os
-
     assert "LD_PRELOAD" not in os.environ
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ

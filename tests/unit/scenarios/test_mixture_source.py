@@ -151,7 +151,7 @@ def test_a_side_without_templates_is_refused() -> None:
 
 
 def test_the_configuration_builds_the_source() -> None:
-    """The defaults give twenty scenarios, five of them general."""
+    """The defaults give twenty-eight scenarios, seven of them general."""
     drawn = build_source(ScenariosConfig()).sample(1, 1, nothing)
-    assert Counter(s.side for s in drawn)[Side.GENERAL] == 5
+    assert Counter(s.side for s in drawn)[Side.GENERAL] == 7
     assert len(drawn) == 20

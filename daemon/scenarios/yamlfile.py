@@ -90,7 +90,8 @@ def _refuse_deep(path: Path, text: str) -> None:
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
-            raise PackError(f"{path}:{event.start_mark.line + 1}: nested too deeply; a pack needs few levels")
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise PackError(f"{path}:{line}: nested too deeply; a pack needs few levels")
 
 
 def _read(path: Path) -> str:

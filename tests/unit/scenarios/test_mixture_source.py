@@ -154,4 +154,4 @@ def test_the_configuration_builds_the_source() -> None:
     """The defaults give twenty-eight scenarios, seven of them general."""
     drawn = build_source(ScenariosConfig()).sample(1, 1, nothing)
     assert Counter(s.side for s in drawn)[Side.GENERAL] == 7
-    assert len(drawn) == 20
+    assert len(drawn) == 28

@@ -2,8 +2,8 @@
 
 planned, swept, paired   abandoned; its scenarios may come back
 claimed, stepped         adopted when its checkpoint was published and matches; else lost, its examples spent
-published                verified; the missing probes are run, then the verdict
-probed                   the verdict is recomputed from stored rows
+published                verified (else lost); the missing probes are run, then the verdict
+probed                   verified (else lost); the verdict is recomputed from stored rows
 """
 
 from __future__ import annotations
@@ -51,9 +51,12 @@ def _finish(stages: Stages, cycle: Cycle) -> Outcome:
         cycle = adopted
     assert cycle.candidate_version is not None, "a published cycle names its candidate"
     candidate = stages.ledger.checkpoint(cycle.candidate_version)
+    try:
+        _make_live(stages, candidate)  # verifies every hash: what does not load must never become the head
+    except CheckpointError as error:
+        return stages.ledger.close(cycle, Outcome.LOST, f"the published candidate does not verify: {error}")
     if cycle.state is CycleState.PROBED:
         return decide(stages, cycle, candidate)
-    _make_live(stages, candidate)
     return evaluate(stages, cycle, candidate)
 
 

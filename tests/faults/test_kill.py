@@ -115,3 +115,18 @@ def test_damaged_publication_is_not_adopted(tmp_path: Path, kill_at: KillAt) -> 
     assert outcomes(file) == ["lost", "promoted"]
     assert "adoption_refused" in [row[0] for row in query(file, "select name from events")]
     check_invariants(file)
+
+
+@pytest.mark.parametrize("moment", ["published", "probed"])
+def test_candidate_damaged_while_down_never_becomes_the_head(tmp_path: Path, kill_at: KillAt, moment: str) -> None:
+    """One flipped bit in a candidate that awaits its probes or its verdict: the cycle is lost, the head stays (I2)."""
+    file = make_run(tmp_path, "")
+    kill_at(file, moment)
+    weights = tmp_path / "state" / "checkpoints" / "cycle-000001" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 0b1000
+    weights.write_bytes(content)
+    dream(file, 1)
+    assert outcomes(file) == ["lost", "promoted"]
+    assert query(file, "select parent_version from cycles where number = 2") == [("base",)]
+    check_invariants(file)

@@ -92,12 +92,12 @@ def serve(loaded: Loaded, observer: Observer, stop: StopFlag, *, cycles: int | N
         DreamdError: a stage failed.
     """
     config = loaded.config
-    with _owned(loaded) as (ledger, run):
+    with _owned(loaded) as (ledger, run, source):
         notifier.ready()
         stages: list[Stages] = []
 
         def setup() -> None:
-            stages.append(_build(config, ledger, run.seed, observer))
+            stages.append(_build(config, ledger, run.seed, source, observer))
             recover(stages[0])
 
         def teardown() -> None:
@@ -123,10 +123,10 @@ def roll_back(loaded: Loaded, observer: Observer, *, to_cycle: int | None) -> di
         UsageError: there is no such checkpoint, or its files are gone.
     """
     config = loaded.config
-    with _owned(loaded) as (ledger, run):
+    with _owned(loaded) as (ledger, run, source):
         target = _find_target(ledger, to_cycle)
         _store(config).open(target)  # the head must load at every instant, so look before it moves
-        stages = _build(config, ledger, run.seed, observer)
+        stages = _build(config, ledger, run.seed, source, observer)
         try:
             recover(stages)
             before = ledger.head().version
@@ -170,7 +170,7 @@ def export_checkpoint(loaded: Loaded, version_or_cycle: str, directory: Path) ->
 
 
 @contextmanager
-def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run]]:
+def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run, MixtureSource]]:
     """Hold the run's lock and epoch: everything that can refuse a start without loading a model."""
     config = loaded.config
     prepare_state_dir(config.run.state_dir)
@@ -188,7 +188,7 @@ def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run]]:
             _hold_out(engine, config, source, run.seed)  # a pack added since `init` brings items of its own
             ledger = SqlLedger.acquire(engine, config.run.name, baked_after=config.watchdog.baked_after)
             _store(config).open(ledger.head())
-            yield ledger, run
+            yield ledger, run, source
     finally:
         engine.dispose()
 
@@ -205,12 +205,11 @@ def _reader(engine: Any, config: Config) -> SqlLedger:
     return SqlLedger(engine, run.id, run.name, -1)
 
 
-def _build(config: Config, ledger: SqlLedger, run_seed: int, observer: Observer) -> Stages:
+def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSource, observer: Observer) -> Stages:
     """Load the model into trainer and engine and wire every stage."""
     device = _device(config)
     store = _store(config)
     base_dir = store.path(ledger.lineage()[-1].version)
-    source = build_source(config.scenarios)
     with observer.stage(None, "load trainer"):
         encoder = ChatEncoder(base_dir)
         policy = TorchPolicy(base_dir, config.training, device, store.open)

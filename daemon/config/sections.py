@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from daemon.domain.states import ChosenSource
+from daemon.domain.states import ChosenSource, Objective
+
+LearningRate = Annotated[float, Field(gt=0.0, le=10.0)]
+Schedule = Literal["constant", "cosine"]
+GradientScope = Literal["context_frozen", "full"]
 
 
 class Section(BaseModel):
@@ -107,33 +111,177 @@ class PreferencesConfig(Section):
     """Where the chosen side comes from, first that has one."""
 
 
+class PhaseConfig(Section):
+    """One phase of the training plan: an objective and its learning rate, for some cycles."""
+
+    objective: Objective
+    """`sft`, `orpo`, `dpo`, `ipo` or `dpop`."""
+    cycles: Annotated[int, Field(ge=1)] | None = None
+    """Cycles this phase lasts, skipped ones included; only the last phase may leave it out, and then never ends."""
+    lr: LearningRate | None = None
+    """Peak learning rate; unset: 1e-5 for sft and orpo, 5e-7 for dpo, ipo and dpop."""
+    schedule: Schedule = "constant"
+    """`cosine` falls from the peak to the floor over `schedule_cycles`."""
+    warmup_cycles: Annotated[int, Field(ge=0)] = 0
+    """Cycles of linear warm-up: cycle k of the phase, from 1, has lr * k / (warmup_cycles + 1)."""
+    schedule_cycles: Annotated[int, Field(ge=1)] | None = None
+    """Cycle of the phase, from 1, in which the cosine reaches its floor, warm-up included; unset: `cycles`."""
+    final_lr_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """The cosine's floor as a fraction of `lr`; it stays there."""
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, or the objective's default."""
+        if self.lr is not None:
+            return self.lr
+        return 5e-7 if self.objective.needs_reference else 1e-5
+
+    @property
+    def cosine_cycles(self) -> int | None:
+        """`schedule_cycles`, or `cycles`."""
+        return self.schedule_cycles if self.schedule_cycles is not None else self.cycles
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.schedule == "constant":
+            if self.schedule_cycles is not None:
+                raise ValueError('schedule_cycles is the length of a cosine; set schedule = "cosine" or leave it out')
+        elif self.cosine_cycles is None:
+            raise ValueError('schedule = "cosine" needs schedule_cycles: in how many cycles it falls to its floor')
+        elif self.cosine_cycles < self.warmup_cycles + 2:
+            raise ValueError(
+                f"the cosine has {self.cosine_cycles} cycles, warmup_cycles = {self.warmup_cycles} of them; "
+                f"set schedule_cycles (or cycles) to at least {self.warmup_cycles + 2}, for a peak and a floor"
+            )
+        if self.cycles is not None and self.warmup_cycles >= self.cycles:
+            raise ValueError(
+                f"warmup_cycles = {self.warmup_cycles} leaves none of {self.cycles} cycles at the full lr; lower it"
+            )
+        return self
+
+
+_PHASE_KEYS = ("objective", "lr", "schedule", "warmup_cycles", "schedule_cycles", "final_lr_fraction")
+"""Keys of `[training]` that describe its one phase when there are no `[[training.phases]]`."""
+
+
 class TrainingConfig(Section):
     """The one step."""
 
-    objective: Literal["orpo"] = "orpo"
-    optimizer: Literal["adamw"] = "adamw"
-    lr: Annotated[float, Field(gt=0.0, le=10.0)] = 1e-5
-    """Learning rate; above 1e-4 only with `allow_unsafe_lr`."""
+    objective: Objective = Objective.ORPO
+    """`sft`, `orpo`, `dpo`, `ipo` or `dpop`; the last three compare with `reference`."""
+    phases: tuple[PhaseConfig, ...] = ()
+    """A plan, one phase after another, as `[[training.phases]]`; empty: one phase of the keys beside it, for ever."""
+    lr: LearningRate | None = None
+    """Learning rate; unset: 1e-5 for sft and orpo (above 1e-4 only with `allow_unsafe_lr`), 5e-7 for dpo, ipo and
+    dpop (above 1e-6 only with `allow_unsafe_lr`)."""
     allow_unsafe_lr: bool = False
-    """Accept a learning rate outside the range that is known to be gentle."""
-    orpo_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    """Weight of the odds-ratio term."""
-    nll_over: Literal["response", "prompt_and_response"] = "response"
-    """Tokens of the NLL term."""
+    """Accept a learning rate outside the range that is known to be gentle, in every phase."""
+    schedule: Schedule = "constant"
+    """`cosine` falls from `lr` to the floor over `schedule_cycles`."""
+    warmup_cycles: Annotated[int, Field(ge=0)] = 0
+    """Cycles of linear warm-up: cycle k, from 1, has lr * k / (warmup_cycles + 1)."""
+    schedule_cycles: Annotated[int, Field(ge=1)] | None = None
+    """Cycle, from 1, in which the cosine reaches its floor, warm-up included; afterwards it stays there."""
+    final_lr_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """The cosine's floor as a fraction of `lr`."""
+
+    optimizer: Literal["apollo", "apollo_mini", "adamw"] = "apollo"
+    """APOLLO keeps its moments in a projected space of `rank`, APOLLO-Mini in one dimension (arXiv 2412.05270)."""
+    rank: Annotated[int, Field(ge=1)] = 64
+    """Dimensions of APOLLO's projected space, per weight matrix; `apollo` only."""
+    scale: Annotated[float, Field(gt=0.0)] | None = None
+    """The paper's scale: updates are multiplied by its square root; unset: 1 for apollo, 128 for apollo_mini."""
+    refresh_every: Annotated[int, Field(ge=1)] = 200
+    """Steps between two random projections."""
+    norm_growth_limit: Annotated[float, Field(gt=1.0)] = 1.01
+    """A scaled gradient's norm grows by at most this factor from one step to the next."""
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Decoupled: weights shrink by lr * weight_decay per step."""
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0.0, le=1e-2)] = 1e-8
-    micro_batch: Annotated[int, Field(ge=1, le=1024)] = 4
-    """Examples per forward and backward pass; more is faster and takes more memory."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Gradients are scaled down to this norm."""
+    precision: Literal["fp32", "bf16-stochastic"] = "fp32"
+    """Of the weights. `bf16-stochastic` takes half the memory and rounds each update up or down at random, so that
+    small steps survive on average."""
+
+    orpo_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """Weight of the odds-ratio term; orpo only."""
+    nll_over: Literal["response", "prompt_and_response"] = "response"
+    """Tokens of the NLL term; `prompt_and_response` needs both gradient scopes `full`."""
+    beta: Annotated[float, Field(gt=0.0)] = 0.1
+    """How strongly dpo, ipo and dpop hold on to the reference."""
+    dpop_penalty: Annotated[float, Field(ge=0.0)] = 50.0
+    """DPOP's lambda, against a falling chosen likelihood; 50 as in the paper's experiments (arXiv 2402.13228)."""
+    reference: Literal["base", "baked"] = "base"
+    """The anchor whose log-probabilities dpo, ipo and dpop compare with: the pinned base, or the last baked one."""
+
+    gradient_scope: GradientScope = "context_frozen"
+    """Of behavioural examples: `context_frozen` lets the gradient through response tokens only, the encoded prompt is
+    a constant; `full` is the usual gradient."""
+    general_gradient_scope: GradientScope = "full"
+    """Of general examples."""
+    micro_batch: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Examples per forward and backward pass; more is faster and takes more memory."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    logits_chunk: Annotated[int, Field(ge=16)] = 512
+    """Response tokens whose logits exist at once."""
+
+    @property
+    def plan(self) -> tuple[PhaseConfig, ...]:
+        """The phases, or the one made from the keys beside them; never empty."""
+        return self.phases or (PhaseConfig.model_validate({key: getattr(self, key) for key in _PHASE_KEYS}),)
+
+    @property
+    def optimizer_scale(self) -> float:
+        """`scale`, or the optimizer's default."""
+        if self.scale is not None:
+            return self.scale
+        return 128.0 if self.optimizer == "apollo_mini" else 1.0
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_plain_bf16(cls, value: object) -> object:
+        if value in ("bf16", "bfloat16"):
+            raise ValueError(
+                'in plain bfloat16 two thirds of each step would round away; use "bf16-stochastic" or "fp32"'
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_plan(self) -> Self:
+        try:
+            plan = self.plan
+        except ValidationError as error:  # the phase made of these keys: they are at fault, and named
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        beside = [key for key in _PHASE_KEYS if key in self.model_fields_set]
+        if self.phases and beside:
+            raise ValueError(f"{', '.join(beside)} beside phases means nothing; put it into each [[training.phases]]")
+        for number, phase in enumerate(plan[:-1], start=1):
+            if phase.cycles is None:
+                raise ValueError(f"phase {number} of {len(self.phases)} never ends; set its cycles (only the last may)")
+        return self
 
     @model_validator(mode="after")
     def _gentle(self) -> Self:
-        if self.lr > 1e-4 and not self.allow_unsafe_lr:
+        for number, phase in enumerate(self.plan, start=1):
+            limit, gentle = ("1e-6", "5e-7") if phase.objective.needs_reference else ("1e-4", "1e-5")
+            if phase.peak_lr > float(limit) and not self.allow_unsafe_lr:
+                where = f"phase {number}: " if self.phases else ""
+                raise ValueError(
+                    f"{where}lr = {phase.peak_lr:g} is above {limit}, where single {phase.objective} steps are known "
+                    f"to break a model; use {gentle}, or set training.allow_unsafe_lr = true if you mean it"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _prompt_has_gradient(self) -> Self:
+        scopes = {self.gradient_scope, self.general_gradient_scope}
+        if self.nll_over == "prompt_and_response" and scopes != {"full"}:
             raise ValueError(
-                f"lr = {self.lr:g} is above 1e-4, where single steps are known to break a model; "
-                "use 1e-5, or set training.allow_unsafe_lr = true if you mean it"
+                'nll_over = "prompt_and_response" trains the prompt, and a frozen one has no gradient; set '
+                'gradient_scope = "full" and general_gradient_scope = "full", or nll_over = "response"'
             )
         return self
 

@@ -152,48 +152,6 @@ class Cycle:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """What one step trains on: claimed examples of one policy version."""
-
-    cycle_number: int
-    parent_version: str
-    batch_hash: str
-    examples: tuple[Example, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What one optimizer step did. Log-probabilities are means over pairs of per-token means, before the step."""
-
-    objective: str
-    optimizer: str
-    lr: float
-    loss: float
-    nll: float
-    odds_loss: float
-    chosen_logprob: float
-    rejected_logprob: float | None
-    """None when the batch has no pair; likewise the next two."""
-    log_odds: float | None
-    margin: float | None
-    """chosen_logprob - rejected_logprob over the pairs."""
-    grad_norm: float
-    update_rms: float
-    """Root mean square of the weight change."""
-    num_examples: int
-    num_pairs: int
-    num_tokens: int
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    example_logprobs: tuple[tuple[float, float | None], ...] = ()
-    """Per example, in batch order: (chosen, rejected) mean log-probability."""
-
-    @property
-    def update_rms_over_lr(self) -> float:
-        """`update_rms` in units of the learning rate: what the optimizer's scale does to the step."""
-        return self.update_rms / self.lr
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """One published checkpoint, as its manifest and its row describe it."""
 
@@ -209,6 +167,64 @@ class Checkpoint:
     optimizer_digest: str
     size_bytes: int
     state: CheckpointState = CheckpointState.CANDIDATE
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step trains on: claimed examples of one policy version."""
+
+    cycle_number: int
+    parent_version: str
+    batch_hash: str
+    examples: tuple[Example, ...]
+    reference: Checkpoint | None = None
+    """The anchor whose log-probabilities dpo, ipo and dpop compare with; None for the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one optimizer step did. Log-probabilities are means over pairs of per-token means, before the step."""
+
+    objective: str
+    optimizer: str
+    lr: float
+    loss: float
+    nll: float
+    odds_loss: float
+    """The preference term: for ORPO -logsigmoid of the log odds ratio; the DPO family's own; 0 for SFT."""
+    chosen_logprob: float
+    rejected_logprob: float | None
+    """None when the batch has no pair; likewise the next two."""
+    log_odds: float | None
+    """The preference term's logit: for ORPO the log odds ratio; the DPO family's is relative to the reference."""
+    margin: float | None
+    """chosen_logprob - rejected_logprob over the pairs."""
+    grad_norm: float
+    update_rms: float
+    """Root mean square of the weight change."""
+    num_examples: int
+    num_pairs: int
+    num_tokens: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    example_logprobs: tuple[tuple[float, float | None], ...] = ()
+    """Per example, in batch order: (chosen, rejected) mean log-probability."""
+    phase: int = 1
+    """Of the training plan, from 1."""
+    precision: str = "fp32"
+    """Of the weights: "fp32" or "bf16-stochastic"."""
+    update_cosine: float | None = None
+    """Cosine of the intended and the applied weight change; None when nothing moved."""
+    bf16_changed: float | None = None
+    """Fraction of weights whose bfloat16 rounding changed."""
+    peak_memory_bytes: int | None = None
+    """Most memory during the step; None where it cannot be measured."""
+    reference_version: str | None = None
+    """The anchor that the DPO family compared with."""
+
+    @property
+    def update_rms_over_lr(self) -> float:
+        """`update_rms` in units of the learning rate: what the optimizer's scale does to the step."""
+        return self.update_rms / self.lr
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,26 @@ class ChosenSource(StrEnum):
     """An authored or computed answer that came with the scenario."""
 
 
+class Objective(StrEnum):
+    """What a step minimises."""
+
+    SFT = "sft"
+    """The chosen answers' negative log-likelihood alone."""
+    ORPO = "orpo"
+    """That, and the odds ratio of chosen and rejected."""
+    DPO = "dpo"
+    """The log-ratio of chosen and rejected, against the reference's."""
+    IPO = "ipo"
+    """Likewise, drawn to a fixed distance instead of ever further apart."""
+    DPOP = "dpop"
+    """DPO with a penalty when the chosen answer becomes less likely than under the reference."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares with a reference's log-probabilities."""
+        return self in (Objective.DPO, Objective.IPO, Objective.DPOP)
+
+
 class CheckpointState(StrEnum):
     """Where a checkpoint stands; `pruned` ones have a row but no files any more."""
 

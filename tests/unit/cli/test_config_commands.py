@@ -53,5 +53,5 @@ def test_the_table_is_not_cut_without_a_terminal() -> None:
     """A pipe gets whole lines: key, value and source of every key."""
     lines = call("config", "show").stdout.splitlines()
     assert lines[0].split() == ["key", "value", "source"]
-    assert any(line.split() == ["training.lr", "1e-05", "default"] for line in lines)
+    assert any(line.split() == ["training.eps", "1e-08", "default"] for line in lines)
     assert len(lines) == 1 + len(values())

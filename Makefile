@@ -5,13 +5,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help run test check lint lock clean
+.PHONY: help run test check lint lock clean bench-step
 
 help:
 	@echo "make run     install, build the small model, run 3 dream cycles, say what happened"
 	@echo "make test    install, then every test that passes without a GPU"
 	@echo "make lint    formatting, ruff, mypy, import directions"
 	@echo "make check   lint and test"
+	@echo "make bench-step  time and memory of one step beside TRL's, and of APOLLO beside AdamW (about 10 minutes)"
 	@echo "make lock    resolve requirements/cpu.lock anew, after a change in pyproject.toml"
 	@echo "make clean   delete caches and build output (not .venv, not var/)"
 
@@ -29,6 +30,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-step: $(INSTALLED)
+	$(BIN)/python -m benchmarks.step
 
 lock: $(INSTALLED)
 	$(BIN)/python requirements/lock.py

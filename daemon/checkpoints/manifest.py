@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,13 @@ class Manifest:
     optimizer_digest: str
     blobs: Mapping[str, Blob]
     step: StepReport | None
+    as_read: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    """The fields as they stand in the file that this was read from, which may have been written before a field of
+    `step` existed; None for a new manifest."""
 
     @property
     def root_hash(self) -> str:
-        """BLAKE3 over the canonical JSON of every field."""
+        """BLAKE3 over the canonical JSON of every field; of those in the file, for a manifest that was read."""
         return blake3(json.dumps(self._fields(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -64,7 +68,9 @@ class Manifest:
         )
 
     def _fields(self) -> dict[str, Any]:
-        return {"format": FORMAT, **asdict(self)}
+        if self.as_read is not None:
+            return dict(self.as_read)
+        return {"format": FORMAT, **{name: value for name, value in asdict(self).items() if name != "as_read"}}
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -76,15 +82,19 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / FILE_NAME
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        root_hash, version_found = fields.pop("root_hash"), fields.pop("format")
+        root_hash = fields.pop("root_hash")
+        as_read = copy.deepcopy(fields)
+        version_found = fields.pop("format")
         if version_found != FORMAT:
             raise CheckpointError(f"{path}: format {version_found}; this dreamd reads format {FORMAT}")
         blobs = {name: Blob(**blob) for name, blob in fields.pop("blobs").items()}
-        manifest = Manifest(**{**fields, "blobs": blobs, "step": _step(fields["step"])})
+        manifest = Manifest(**{**fields, "blobs": blobs, "step": _step(fields["step"]), "as_read": as_read})
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; the checkpoint is incomplete") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a manifest ({error!r}); the file was altered or truncated") from None
+        raise CheckpointError(
+            f"{path}: not a manifest ({error!r}); the file was altered, truncated or written by a newer dreamd"
+        ) from None
     if manifest.root_hash != root_hash:
         raise CheckpointError(f"{path}: its root hash does not fit its contents; the file was altered")
     return manifest

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
+from daemon.checkpoints.manifest import read_manifest
 from daemon.checkpoints.store import DirectoryStore
 from daemon.domain.errors import CheckpointError, DiskError, PermissionDeniedError
 from daemon.domain.records import Checkpoint, StepReport
@@ -137,3 +139,62 @@ def test_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(PermissionDeniedError, match="checkpoints"):
         DirectoryStore(tmp_path / "checkpoints")
+
+
+EARLIER_STEP = {
+    "objective": "orpo", "optimizer": "adamw", "lr": 1e-05, "loss": 1.0, "nll": 0.9, "odds_loss": 0.7,
+    "chosen_logprob": -0.9, "rejected_logprob": -1.1, "log_odds": 0.3, "margin": 0.2, "grad_norm": 1.5,
+    "update_rms": 1e-05, "num_examples": 2, "num_pairs": 1, "num_tokens": 40, "seconds": {"update": 0.1},
+    "example_logprobs": [[-0.9, -1.1], [-0.8, None]],
+}  # fmt: skip
+"""A step as manifests of format 1 held it before phases, precision and the effective update were recorded."""
+
+
+def write_manifest(directory: Path, step: Mapping[str, Any]) -> tuple[Path, str]:
+    """A manifest of no blobs around `step`, and its root hash, by the format's definition."""
+    fields = {
+        "format": 1, "version": "cycle-000001", "cycle_number": 1, "parent_version": "base",
+        "parent_root_hash": "p", "batch_hash": "b", "weights_digest": "w", "optimizer_digest": "o",
+        "blobs": {}, "step": step,
+    }  # fmt: skip
+    root_hash = blake3(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    path = directory / "cycle-000001" / "manifest.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**fields, "root_hash": root_hash}, indent=1))
+    return path, root_hash
+
+
+def test_a_manifest_of_an_earlier_program_still_verifies(tmp_path: Path) -> None:
+    """Its root hash is over the fields it has; those that came later have their defaults."""
+    path, root_hash = write_manifest(tmp_path, EARLIER_STEP)
+    store = DirectoryStore(tmp_path)
+    assert store.verify("cycle-000001").root_hash == root_hash
+    assert store.step_report("cycle-000001") == STEP
+    assert json.loads(read_manifest(path.parent).to_json()) == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "old, new", [('"loss": 1.0', '"loss": 1.1'), ('"batch_hash": "b"', '"batch_hash": "c"'), ("-0.8", "-0.9")]
+)
+def test_an_altered_byte_of_an_earlier_manifest_is_noticed(tmp_path: Path, old: str, new: str) -> None:
+    """One changed character of a number or text, and the root hash no longer fits."""
+    path, _ = write_manifest(tmp_path, EARLIER_STEP)
+    assert path.read_text().count(old) == 1
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(CheckpointError, match="root hash does not fit"):
+        DirectoryStore(tmp_path).verify("cycle-000001")
+
+
+def test_adding_a_later_field_to_an_earlier_manifest_is_noticed(tmp_path: Path) -> None:
+    """Even with the value that the field would have had by default."""
+    path, _ = write_manifest(tmp_path, EARLIER_STEP)
+    path.write_text(path.read_text().replace('"loss": 1.0', '"loss": 1.0, "phase": 1'))
+    with pytest.raises(CheckpointError, match="root hash does not fit"):
+        DirectoryStore(tmp_path).verify("cycle-000001")
+
+
+def test_a_step_with_an_unknown_field_is_named(tmp_path: Path) -> None:
+    """A manifest of a later program is refused with the name of what is not known, though its hash fits."""
+    write_manifest(tmp_path, {**EARLIER_STEP, "dreams": 3})
+    with pytest.raises(CheckpointError, match=r"not a manifest .*'dreams'.*newer dreamd"):
+        DirectoryStore(tmp_path).verify("cycle-000001")

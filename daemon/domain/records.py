@@ -223,8 +223,8 @@ class StepReport:
 
     @property
     def update_rms_over_lr(self) -> float:
-        """`update_rms` in units of the learning rate: what the optimizer's scale does to the step."""
-        return self.update_rms / self.lr
+        """`update_rms` in units of the learning rate: what the optimizer's scale does to the step; 0 at lr 0."""
+        return self.update_rms / self.lr if self.lr else 0.0
 
 
 @dataclass(frozen=True, slots=True)

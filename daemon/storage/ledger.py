@@ -201,6 +201,7 @@ class SqlLedger:
             stored = writes.require_state(cycle, CycleState.CLAIMED)
             batch = history.cycle_examples(writes.connection, self._run_id, cycle.number)
             checks.check_report(stored, report, len(batch))
+            writes.lr_change(cycle.number, report)
             writes.insert(tables.steps, rows.step_values(report), cycle=cycle.number)
             writes.example_logprobs(cycle.number, report.example_logprobs)
             return writes.update_cycle(cycle.number, state=CycleState.STEPPED)

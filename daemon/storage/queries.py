@@ -75,6 +75,7 @@ def show_cycle(engine: Engine, run_name: str, number: int) -> Record:
             "scenarios": _scenarios(connection, run_id, number),
             "examples": of_cycle(tables.examples, "position"),
             "step": _first(of_cycle(tables.steps)),
+            "lr_change": _first(of_cycle(tables.lr_changes)),
             "probes": _probes(connection, run_id, cycle["candidate_version"]),
             "probes_parent": _probes(connection, run_id, cycle["parent_version"]),
             "engine_checks": of_cycle(tables.engine_checks, "id"),

@@ -47,6 +47,12 @@ _STEP_FIELDS = (
     "num_examples",
     "num_pairs",
     "num_tokens",
+    "phase",
+    "precision",
+    "update_cosine",
+    "bf16_changed",
+    "peak_memory_bytes",
+    "reference_version",
 )
 
 
@@ -169,6 +175,8 @@ def example_of(row: AnyRow) -> Example:
 def step_values(report: StepReport) -> Values:
     values = {name: getattr(report, name) for name in _STEP_FIELDS}
     return values | {
+        "update_cosine": finite_or_none(report.update_cosine),
+        "bf16_changed": finite_or_none(report.bf16_changed),
         "update_rms_over_lr": report.update_rms_over_lr,
         "seconds": report.seconds,
         "recorded_at": now(),

@@ -64,6 +64,18 @@ class ClaimKind(StrEnum):
     """A probe's prompt: never drawn, never trained."""
 
 
+class ChangeReason(StrEnum):
+    """Why a step's learning rate or objective is not that of the run's step before it."""
+
+    FIRST_STEP = "first step"
+    PHASE = "phase"
+    """The next phase of the training plan began."""
+    SCHEDULE = "schedule"
+    """The phase's warm-up or cosine."""
+    CONFIGURATION = "configuration"
+    """Somebody changed `[training]`."""
+
+
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -294,7 +306,33 @@ steps = Table(
     Column("num_tokens", Integer, nullable=False),
     Column("seconds", PortableJson, nullable=False),
     Column("recorded_at", UtcDateTime, nullable=False),
+    Column("phase", Integer),
+    Column("precision", String(32)),
+    Column("update_cosine", Double),
+    Column("bf16_changed", Double),
+    Column("peak_memory_bytes", BigInteger),
+    Column("reference_version", String(128)),
     PrimaryKeyConstraint("run_id", "cycle"),
+)
+
+lr_changes = Table(
+    "lr_changes",
+    metadata,
+    _run_id(),
+    *_cycle(),
+    Column("previous_lr", Double),
+    Column("lr", Double, nullable=False),
+    Column("previous_objective", String(32)),
+    Column("objective", String(32), nullable=False),
+    Column("phase", Integer, nullable=False),
+    Column("reason", String(32), nullable=False),
+    Column("changed_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("run_id", "cycle"),
+    _one_of("reason", ChangeReason),
+    CheckConstraint(
+        "(reason = 'first step') = (previous_lr IS NULL) AND (previous_lr IS NULL) = (previous_objective IS NULL)",
+        name="first_step_has_no_previous",
+    ),
 )
 
 engine_checks = Table(

@@ -24,6 +24,8 @@ cycle_summary = Table(
     Column("num_passed", Integer),
     Column("num_pairs", Integer),
     Column("num_chosen_only", Integer),
+    Column("objective", String),
+    Column("lr", Double),
     Column("loss", Double),
     Column("chosen_logprob", Double),
     Column("rejected_logprob", Double),

@@ -9,11 +9,11 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, Table
 
 from daemon.domain.errors import DreamdError
-from daemon.domain.records import Cycle, Judgement, Rollback, Verdict
+from daemon.domain.records import Cycle, Judgement, Rollback, StepReport, Verdict
 from daemon.domain.states import CheckpointState, CycleState, Outcome, RollbackCause
 from daemon.storage import history, rows, tables
 from daemon.storage.claims import insert_claims
-from daemon.storage.tables import ClaimKind
+from daemon.storage.tables import ChangeReason, ClaimKind
 
 
 class Writes:
@@ -88,6 +88,28 @@ class Writes:
                 .values(chosen_logprob=rows.finite_or_none(chosen), rejected_logprob=rows.finite_or_none(rejected))
             )
 
+    def lr_change(self, number: int, report: StepReport) -> None:
+        """A row when the learning rate or objective is not that of the run's step before, and for its first step.
+
+        The step's own row must not be there yet.
+        """
+        steps = tables.steps
+        previous = self.connection.execute(
+            sa.select(steps).where(steps.c.run_id == self.run_id).order_by(steps.c.cycle.desc()).limit(1)
+        ).first()
+        if previous is not None and (previous.lr, previous.objective) == (report.lr, report.objective):
+            return
+        values = {
+            "previous_lr": None if previous is None else previous.lr,
+            "lr": report.lr,
+            "previous_objective": None if previous is None else previous.objective,
+            "objective": report.objective,
+            "phase": report.phase,
+            "reason": self._change_reason(number, report, previous),
+            "changed_at": rows.now(),
+        }
+        self.insert(tables.lr_changes, values, cycle=number)
+
     def scenario_hashes(self, number: int) -> tuple[str, ...]:
         """The cycle's scenarios, in order."""
         scenarios = tables.scenarios
@@ -148,6 +170,22 @@ class Writes:
         payload = {"cause": cause, "from": from_version, "to": to_version, "reason": reason}
         self.event("rolled_back", "warning", cycle, payload)
         return rows.rollback_of(row)
+
+    def _change_reason(self, number: int, report: StepReport, previous: rows.AnyRow | None) -> ChangeReason:
+        if previous is None:
+            return ChangeReason.FIRST_STEP
+        if previous.phase != report.phase:
+            return ChangeReason.PHASE
+        same = self._training_config(number) == self._training_config(previous.cycle)
+        return ChangeReason.SCHEDULE if same else ChangeReason.CONFIGURATION
+
+    def _training_config(self, number: int) -> Any:
+        """The section `training` of the configuration that the cycle ran with."""
+        cycles = tables.cycles
+        config = self.connection.scalar(
+            sa.select(cycles.c.config).where(cycles.c.run_id == self.run_id, cycles.c.number == number)
+        )
+        return (config or {}).get("training")
 
     def _of(self, table: Table, number: int) -> ColumnElement[bool]:
         return sa.and_(table.c.run_id == self.run_id, table.c.cycle == number)

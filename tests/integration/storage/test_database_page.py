@@ -27,12 +27,14 @@ def test_every_query_of_the_page_runs(ledger: SqlLedger, engine: Engine) -> None
     with reading(engine) as connection:
         for query in queries:
             found.append(connection.exec_driver_sql(query.replace("e.cycle = 3", "e.cycle = 1")).all())
-    better, learned, twice, rolled_back, steps, failing, off_policy = found
+    better, learned, twice, rolled_back, steps, changed, survived, failing, off_policy = found
     assert [row.cycle for row in better] == [1]
     assert len(learned) == 2
     assert twice == []
     assert rolled_back[0].to_version == "cycle-000001"
     assert [row.depth for row in steps] == [0, 1]
+    assert [(row.cycle, row.lr, row.reason) for row in changed] == [(1, 1e-5, "first step")]
+    assert [row.precision for row in survived] == ["fp32", "fp32"]
     assert (failing[0].answers, failing[0].passed) == (4, 2)
     assert off_policy[0][0] == 0
 

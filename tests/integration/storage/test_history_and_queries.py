@@ -79,6 +79,8 @@ def test_the_numbers_of_a_hand_made_cycle(hand_made: SqlLedger, engine: Engine) 
         "num_passed": 1,
         "num_pairs": 1,
         "num_chosen_only": 1,
+        "objective": "orpo",
+        "lr": 1e-5,
         "loss": 2.5,
         "chosen_logprob": -2.4,
         "rejected_logprob": -2.0,

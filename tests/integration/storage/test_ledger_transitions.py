@@ -82,7 +82,17 @@ def test_examples_and_step_come_back_as_they_went_in(ledger: SqlLedger) -> None:
     """What recovery reads equals, field by field, what the stages recorded."""
     scenario = make_scenario()
     pair, alone = make_example(scenario, rejected_ordinal=1), make_example(scenario, rejected_text=None)
-    report = make_step_report(2, num_pairs=1, example_logprobs=((-2.4, -0.1 - 0.2), (-1.0, None)))
+    report = make_step_report(
+        2,
+        num_pairs=1,
+        example_logprobs=((-2.4, -0.1 - 0.2), (-1.0, None)),
+        phase=2,
+        precision="bf16-stochastic",
+        update_cosine=0.1 + 0.2,
+        bf16_changed=0.015,
+        peak_memory_bytes=5_000_000_000,
+        reference_version="base",
+    )
     cycle = ledger.open_cycle(head=ledger.head(), run_seed=7, config={})
     cycle = ledger.record_plan(cycle, [scenario])
     cycle = ledger.record_sweep(cycle, [make_completion(scenario, ordinal) for ordinal in range(2)])

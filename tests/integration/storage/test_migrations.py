@@ -102,6 +102,39 @@ def test_an_older_schema_is_refused_until_upgraded(empty_database_url: str, open
     check_schema(engine)
 
 
+def test_steps_of_an_older_schema_are_kept(empty_database_url: str, open_engine: Callable[..., Engine]) -> None:
+    """Three steps recorded at 0002 survive: one phase, fp32, and the two changes among them become rows."""
+    from alembic import command
+
+    engine = open_engine(empty_database_url)
+    with writing(engine) as connection:
+        command.upgrade(alembic_config(connection), "0002")
+    with writing(engine) as connection:
+        for statement in _RUN_AT_0002:
+            connection.exec_driver_sql(statement)
+    upgrade(empty_database_url)
+    with reading(engine) as connection:
+        steps = connection.exec_driver_sql(
+            "SELECT cycle, lr, loss, phase, precision, update_cosine, reference_version FROM steps ORDER BY cycle"
+        ).all()
+        changes = connection.exec_driver_sql(
+            "SELECT cycle, previous_lr, lr, previous_objective, objective, phase, reason FROM lr_changes ORDER BY cycle"
+        ).all()
+        summary = connection.exec_driver_sql(
+            "SELECT cycle, objective, lr, loss FROM cycle_summary WHERE cycle = 3"
+        ).all()
+    assert [tuple(step) for step in steps] == [
+        (1, 1e-5, 2.5, 1, "fp32", None, None),
+        (2, 1e-5, 2.5, 1, "fp32", None, None),
+        (3, 2e-5, 2.5, 1, "fp32", None, None),
+    ]
+    assert [tuple(change) for change in changes] == [
+        (1, None, 1e-5, None, "orpo", 1, "first step"),
+        (3, 1e-5, 2e-5, "orpo", "orpo", 1, "configuration"),
+    ]
+    assert [tuple(row) for row in summary] == [(3, "orpo", 2e-5, 2.5)]
+
+
 def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, open_engine: Callable[..., Engine]) -> None:
     """When a later statement of an upgrade fails, the tables made before it are gone again."""
     engine = open_engine(empty_database_url)
@@ -111,6 +144,27 @@ def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, open_eng
         upgrade(empty_database_url)
     with reading(engine) as connection:
         assert sa.inspect(connection).get_table_names() == ["lineage"]
+
+
+_AT = "'2024-05-01 00:00:00'"
+_RUN_AT_0002 = (
+    "INSERT INTO runs (id, name, seed, created_at, dreamd_version, model_path, config, epoch) "
+    f"VALUES (1, 'old', 7, {_AT}, '0.1', 'm', '{{}}', 1)",
+    "INSERT INTO checkpoints (run_id, version, root_hash, weights_digest, optimizer_digest, size_bytes, state, "
+    f"created_at) VALUES (1, 'base', 'r', 'w', 'o', 1, 'base', {_AT})",
+    *(
+        "INSERT INTO cycles (run_id, number, seed, state, parent_version, epoch, config, seconds, started_at) "
+        f"VALUES (1, {cycle}, 7, 'stepped', 'base', 1, '{{}}', '{{}}', {_AT})"
+        for cycle in (1, 2, 3)
+    ),
+    *(
+        "INSERT INTO steps (run_id, cycle, objective, optimizer, lr, loss, nll, odds_loss, chosen_logprob, grad_norm, "
+        "update_rms, update_rms_over_lr, num_examples, num_pairs, num_tokens, seconds, recorded_at) "
+        f"VALUES (1, {cycle}, 'orpo', 'adamw', {lr}, 2.5, 2.4, 1.0, -2.4, 3.0, 1e-6, 0.1, 1, 1, 40, '{{}}', {_AT})"
+        for cycle, lr in ((1, 1e-5), (2, 1e-5), (3, 2e-5))
+    ),
+)
+"""One run of three steps as the schema 0002 has them; the third has another learning rate."""
 
 
 def _constraints(engine: Engine) -> dict[str, list[str]]:

@@ -52,7 +52,7 @@ def _values(loaded: Loaded) -> Iterator[tuple[str, Any, str]]:
 
 
 def _toml(value: Any) -> str:
-    """As it is written in the file; a number keeps all its digits."""
+    """As it is written in the file; a number keeps all its digits, what is unset is "-"."""
     match value:
         case bool():
             return str(value).lower()
@@ -60,5 +60,10 @@ def _toml(value: Any) -> str:
             return f'"{value}"'
         case list():
             return f"[{', '.join(_toml(item) for item in value)}]"
+        case dict():
+            given = (f"{key} = {_toml(item)}" for key, item in value.items() if item is not None)
+            return f"{{ {', '.join(given)} }}"
+        case None:
+            return "-"
         case _:
             return str(value)

@@ -35,8 +35,20 @@ path = {model_path}   # a Hugging Face folder
 # max_new_tokens = 64
 
 [training]
-# lr = 1e-5                      # above 1e-4 only with allow_unsafe_lr = true
+# objective = "orpo"             # "sft", or against a reference: "dpo", "ipo", "dpop"
+# lr = 1e-5                      # the default for sft and orpo; 5e-7 for dpo, ipo and dpop
+# schedule = "constant"          # "cosine" falls over schedule_cycles; warmup_cycles come first
+# optimizer = "apollo"           # "apollo_mini", "adamw"
+# precision = "fp32"             # "bf16-stochastic" takes half the memory
+# gradient_scope = "context_frozen"   # "full": through the prompt as well
 # orpo_weight = 0.1
+#
+# Or a plan, one phase after another, instead of objective, lr and schedule above:
+#   [[training.phases]]
+#   objective = "sft"
+#   cycles = 20
+#   [[training.phases]]
+#   objective = "orpo"           # the last phase may go on for ever
 
 [checkpoints]
 # keep_last = 3                  # beside the base and the rollback anchors

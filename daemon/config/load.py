@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from daemon.config.sections import Config
+from daemon.config.sections import Config, PhaseConfig
 from daemon.domain.errors import ConfigError, PermissionDeniedError
 
 ENV_PREFIX = "DREAMD_"
@@ -56,6 +56,10 @@ def load_config(file: Path | None = None, *, environ: Mapping[str, str], flags: 
         _merge(merged, sources, {key: value}, name)
     for flag in flags:
         key, separator, value = flag.partition("=")
+        if key.startswith("training.phases."):
+            raise ConfigError(
+                f"--set {flag}: phases are set as a whole: [[training.phases]] in the file, or a JSON list"
+            )
         if not separator or key.count(".") != 1:
             raise ConfigError(f"--set {flag}: write it as section.key=value, for instance training.lr=1e-5")
         _merge(merged, sources, {key: _parse(value)}, "--set")
@@ -129,7 +133,7 @@ def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
             (name for known, name in sources.items() if known.startswith(f"{key}.")), "default"
         )
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{source}: {key}: unknown key; {_nearest(location)}")
+            lines.append(f"{source}: {'.'.join(location)}: unknown key; {_nearest(location)}")
             continue
         message = problem["msg"].removeprefix("Value error, ")
         shown = "" if isinstance(problem["input"], Mapping) else f" = {_without_password(repr(problem['input']))}"
@@ -146,7 +150,9 @@ def _nearest(location: list[str]) -> str:
     from difflib import get_close_matches
 
     fields = Config.model_fields
-    if len(location) > 1 and location[0] in fields:
+    if location[:2] == ["training", "phases"]:
+        names = list(PhaseConfig.model_fields)
+    elif len(location) > 1 and location[0] in fields:
         names = list(type(getattr(Config(), location[0])).model_fields)
     else:
         names = list(fields)

@@ -240,6 +240,16 @@ class TrainingConfig(Section):
             return self.scale
         return 128.0 if self.optimizer == "apollo_mini" else 1.0
 
+    @field_validator("phases", mode="before")
+    @classmethod
+    def _phases_are_tables(cls, value: object) -> object:
+        if isinstance(value, str | dict):
+            raise ValueError(
+                "write each phase as a table [[training.phases]] in the file, "
+                'or all as a JSON list: [{"objective": "sft", "cycles": 20}, {"objective": "orpo"}]'
+            )
+        return value
+
     @field_validator("precision", mode="before")
     @classmethod
     def _no_plain_bf16(cls, value: object) -> object:

@@ -49,9 +49,18 @@ def test_the_short_options_are_flags() -> None:
     assert shown["run.state_dir"]["value"] == "elsewhere"
 
 
+def test_show_writes_phases_as_they_stand_in_the_file(tmp_path: Path) -> None:
+    """A plan is a list of inline tables without the unset keys; an unset key is "-"."""
+    (tmp_path / "dreamd.toml").write_text('[[training.phases]]\nobjective = "sft"\nlr = 2e-5\n')
+    assert values()["training.phases"]["source"] == "dreamd.toml"
+    lines = " ".join(call("config", "show").stdout.split())
+    assert '[{ objective = "sft", lr = 2e-05, schedule = "constant", warmup_cycles = 0,' in lines
+    assert "training.lr - default" in lines
+
+
 def test_the_table_is_not_cut_without_a_terminal() -> None:
     """A pipe gets whole lines: key, value and source of every key."""
     lines = call("config", "show").stdout.splitlines()
     assert lines[0].split() == ["key", "value", "source"]
     assert any(line.split() == ["training.eps", "1e-08", "default"] for line in lines)
-    assert len(lines) == 1 + len(values())
+    assert {line.split()[0] for line in lines[1:]} == set(values())

@@ -10,6 +10,8 @@ import pytest
 from daemon.cli.template import render_template
 from daemon.config import Config, load_config
 
+SHIPPED = Path(__file__).resolve().parents[3] / "deploy" / "dreamd.toml"
+
 
 def test_it_means_the_defaults(tmp_path: Path) -> None:
     """Loading it changes nothing: what it writes out is the default, the rest is commented."""
@@ -19,13 +21,25 @@ def test_it_means_the_defaults(tmp_path: Path) -> None:
 
 
 def test_every_commented_key_is_a_key_and_holds_its_default(tmp_path: Path) -> None:
-    """Uncommenting any of them is valid; apart from the two examples, it changes nothing."""
+    """Uncommenting any of them is valid; apart from the two examples and the lr written out, it changes nothing."""
     text = re.sub(r"^# (\w+ = )", r"\1", render_template(Config()), flags=re.MULTILINE)
     file = tmp_path / "dreamd.toml"
-    file.write_text(re.sub(r"^(database_url|packs) = .*$", "", text, flags=re.MULTILINE))
+    file.write_text(re.sub(r"^(database_url|packs|lr) = .*$", "", text, flags=re.MULTILINE))
     assert load_config(file, environ={}).config == Config()
     file.write_text(text)
-    load_config(file, environ={})
+    (phase,) = load_config(file, environ={}).config.training.plan
+    assert phase.lr == Config().training.plan[0].peak_lr
+
+
+@pytest.mark.parametrize("text", [render_template(Config()), SHIPPED.read_text()], ids=["init", "deploy"])
+def test_the_commented_plan_can_be_used(text: str, tmp_path: Path) -> None:
+    """Uncommenting the phases, without the keys that they replace, is a plan of SFT and then ORPO for ever."""
+    text = re.sub(r"^(objective|lr) = .*$", "", text, flags=re.MULTILINE)
+    file = tmp_path / "dreamd.toml"
+    file.write_text(re.sub(r"^#   (\[\[|\w+ = )", r"\1", text, flags=re.MULTILINE))
+    plan = load_config(file, environ={}).config.training.plan
+    assert [phase.objective for phase in plan] == ["sft", "orpo"]
+    assert plan[0].cycles is not None and plan[1].cycles is None
 
 
 @pytest.mark.parametrize("name", ['with "quotes"', "back\\slash", "ünïcode", "tab\tand\nline"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 from tiny_model import build_tiny_model
 
 from daemon import app
+from daemon.checkpoints.manifest import read_manifest
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config import Loaded, load_config
 from daemon.config.sections import TrainingConfig
@@ -22,9 +24,11 @@ from daemon.domain.states import CycleState
 from daemon.ports import ProgressCallback
 from daemon.service.notify import Notifier
 from daemon.service.stop import StopFlag
-from daemon.storage.database import open_database, reading
+from daemon.storage.column_types import UtcDateTime
+from daemon.storage.database import open_database, reading, redacted
 from daemon.storage.ledger import SqlLedger
 from daemon.storage.runs import load_run
+from daemon.storage.tables import metadata
 from daemon.training.policy import TorchPolicy
 
 
@@ -125,7 +129,7 @@ def check_invariants(file: Path) -> None:
         ledger = SqlLedger(engine, run.id, run.name, run.epoch)
         store = DirectoryStore(config.run.state_dir / "checkpoints")
         _never_repeated(file)
-        _lineage_replays(ledger, store, config.model.path, config.training)
+        _lineage_replays(ledger, store, config.model.path, config.training, run.seed)
         unfinished = query(file, "select number from cycles where outcome is null or reason is null or reason = ''")
         assert unfinished == [], f"I4: cycles without an outcome and a reason: {unfinished}"
     finally:
@@ -150,19 +154,23 @@ def _never_repeated(file: Path) -> None:
     assert scenarios == [], f"I1: scenarios used by several cycles: {scenarios}"
 
 
-def _lineage_replays(ledger: SqlLedger, store: DirectoryStore, model: Path, training: TrainingConfig) -> None:
+def _lineage_replays(
+    ledger: SqlLedger, store: DirectoryStore, model: Path, training: TrainingConfig, seed: int
+) -> None:
     """I2 and I3: the head loads, and base + its ancestry's recorded examples, stepped again, gives its exact bits."""
     lineage = ledger.lineage()
-    live = TorchPolicy(model, training, "cpu", store.open)
+    live = TorchPolicy(model, training, "cpu", store.open, seed=seed)
     live.restore(lineage[0])  # I2
-    replayed = TorchPolicy(model, training, "cpu", store.open)
+    replayed = TorchPolicy(model, training, "cpu", store.open, seed=seed)
     replayed.adopt(lineage[-1].version)
     for checkpoint in reversed(lineage[:-1]):
         assert checkpoint.cycle_number is not None
         examples = ledger.examples(ledger.cycle(checkpoint.cycle_number))
         spent = batch_hash(replayed.version, [example.content_hash for example in examples])
         assert spent == checkpoint.batch_hash, "I3: the recorded examples are not the batch that was stepped"
-        replayed.step(Batch(checkpoint.cycle_number, replayed.version, spent, examples))
+        named = ledger.step_report(ledger.cycle(checkpoint.cycle_number)).reference_version
+        reference = None if named is None else ledger.checkpoint(named)
+        replayed.step(Batch(checkpoint.cycle_number, replayed.version, spent, examples, reference))
         replayed.adopt(checkpoint.version)
         _same(checkpoint, replayed.digests())
     _same(lineage[0], live.digests())
@@ -171,3 +179,99 @@ def _lineage_replays(ledger: SqlLedger, store: DirectoryStore, model: Path, trai
 def _same(checkpoint: Checkpoint, digests: PolicyDigests) -> None:
     recorded = PolicyDigests(checkpoint.weights_digest, checkpoint.optimizer_digest)
     assert digests == recorded, f"I3: {checkpoint.version} is not base plus its recorded steps"
+
+
+NOT_COMPARED: dict[str, dict[str, str]] = {
+    "runs": {"epoch": "counts the processes that owned the run"},
+    "cycles": {"epoch": "the process that opened the cycle", "seconds": "times"},
+    "checkpoints": {"root_hash": "hashes the step's seconds too; `RunImage.manifests` has all else that it hashes"},
+    "steps": {"seconds": "times", "peak_memory_bytes": "what else the process holds"},
+    "engine_checks": {"id": "a start adds a row; the order is compared"},
+    "events": {"id": "a repair adds a row; the order is compared"},
+}
+"""Columns that two equal runs may differ in, and why; beside them only moments (`UtcDateTime`) are left out."""
+
+
+@dataclass(frozen=True)
+class RunImage:
+    """Everything that two runs from the same seed must have in common, except weights: digests stand for those."""
+
+    rows: Mapping[str, list[dict[str, Any]]]
+    """Table -> rows by primary key, without `NOT_COMPARED`; the run's directory and database have neutral names."""
+    manifests: Mapping[str, Mapping[str, Any]]
+    """Checkpoint -> its manifest: hash and size of every file, digests, lineage, step report; no times in it."""
+
+    def of_cycle(self, number: int) -> RunImage:
+        """The part that belongs to one cycle."""
+        named = {"cycles": "number"}
+        rows = {
+            table: [row for row in found if row.get(named.get(table, "cycle")) == number]
+            for table, found in self.rows.items()
+        }
+        return RunImage(rows, {v: m for v, m in self.manifests.items() if m["cycle_number"] == number})
+
+
+def run_image(file: Path) -> RunImage:
+    """Read the whole run, whatever tables and columns there are."""
+    run = load(file).config.run
+    neutral = {redacted(run.url): "DATABASE", str(file.parent): "DIRECTORY"}
+    engine = open_database(run.url, readonly=True)
+    try:
+        with reading(engine) as connection:
+            rows = {table.name: _comparable_rows(connection, table, neutral) for table in metadata.sorted_tables}
+    finally:
+        engine.dispose()
+    directories = sorted(path.parent for path in (run.state_dir / "checkpoints").glob("*/manifest.json"))
+    return RunImage(rows, {directory.name: _comparable_manifest(directory) for directory in directories})
+
+
+def differences(one: RunImage, other: RunImage) -> list[str]:
+    """Where two images differ, a line each: `steps[3].loss: 0.5 != 0.25`; floats that are equal have equal bits."""
+    found: list[str] = []
+    for name in sorted({*one.rows, *other.rows}):
+        found += _row_differences(name, one.rows.get(name, []), other.rows.get(name, []))
+    for version in sorted({*one.manifests, *other.manifests}):
+        left, right = (dict(image.manifests.get(version, {})) for image in (one, other))
+        found += _row_differences(f"manifest {version}", [left], [right])
+    return found
+
+
+def _comparable_rows(connection: sa.Connection, table: sa.Table, neutral: Mapping[str, str]) -> list[dict[str, Any]]:
+    left_out = NOT_COMPARED.get(table.name, {})
+    kept = [c.name for c in table.columns if c.name not in left_out and not isinstance(c.type, UtcDateTime)]
+    key = [column.name for column in table.primary_key.columns]
+    # Sorted here: the two databases order text differently.
+    stored = sorted(connection.execute(sa.select(table)).mappings(), key=lambda row: [row[name] for name in key])
+    return [{name: _neutral(row[name], neutral) for name in kept} for row in stored]
+
+
+def _neutral(value: Any, neutral: Mapping[str, str]) -> Any:
+    """`value` with the names that only this run has replaced, at any depth."""
+    if isinstance(value, str):
+        for own, name in neutral.items():
+            value = value.replace(own, name)
+    elif isinstance(value, dict):
+        return {key: _neutral(item, neutral) for key, item in value.items()}
+    elif isinstance(value, list):
+        return [_neutral(item, neutral) for item in value]
+    return value
+
+
+def _comparable_manifest(directory: Path) -> dict[str, Any]:
+    fields = asdict(read_manifest(directory))
+    del fields["parent_root_hash"]  # the parent's manifest is compared itself
+    if fields["step"] is not None:
+        for name in NOT_COMPARED["steps"]:
+            fields["step"].pop(name, None)
+    return fields
+
+
+def _row_differences(name: str, one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[str]:
+    if len(one) != len(other):
+        return [f"{name}: {len(one)} rows != {len(other)} rows"]
+    return [
+        f"{name}[{index}].{column}: {left.get(column)!r} != {right.get(column)!r}"
+        for index, (left, right) in enumerate(zip(one, other, strict=True))
+        for column in sorted({*left, *right})
+        if repr(left.get(column)) != repr(right.get(column))  # repr tells 0.0 from -0.0, and 1 from 1.0
+    ]

@@ -2,7 +2,10 @@
 
 A line is JSON: [CONFIG, MOMENT, FLAG ...]. MOMENT is a cycle state ("swept": right after it was committed), an event
 that is logged ("rolled_back": the verdict is committed, nothing is restored yet), or "renamed" (the checkpoint
-directory has its final name, its row is missing). Answers with the child's wait status, a line each.
+directory has its final name, its row is missing). "MOMENT@N" is that moment of cycle N of a new run; "end@N" runs N
+cycles and ends by itself. Answers with the child's wait status, a line each.
+
+An argument seeds every global random generator of the children: whatever it is, nothing may come out differently.
 
 It forks because importing torch anew takes longer than a whole cycle; it runs nothing itself, so that a child starts
 without any library's threads.
@@ -12,30 +15,36 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from harness import RecordingObserver, dream
 
 from daemon.checkpoints.store import DirectoryStore
 from daemon.domain.records import Cycle
 
+END = "end"
+
 
 class Killer(RecordingObserver):
     """Ends its process with SIGKILL when a state was committed, or when an event is logged."""
 
-    def __init__(self, moment: str) -> None:
+    def __init__(self, moment: str, number: int | None) -> None:
         super().__init__()
         self.moment = moment
+        self.number = number
 
     def committed(self, cycle: Cycle) -> None:
-        if cycle.state == self.moment:
+        if cycle.state == self.moment and self.number in (None, cycle.number):
             die()
 
     def log(self, event: str, **fields: Any) -> None:
-        if event == self.moment:
+        if event == self.moment and self.number in (None, fields.get("cycle")):
             die()
 
 
@@ -43,15 +52,40 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_after_the_rename() -> None:
-    """From now on publishing a checkpoint ends this process."""
+def die_after_the_rename(number: int | None) -> None:
+    """From now on publishing a checkpoint (of cycle `number`, if given) ends this process."""
     publish = DirectoryStore.publish
 
-    def publish_and_die(self: DirectoryStore, *args: Any, **kwargs: Any) -> None:
-        publish(self, *args, **kwargs)
-        die()
+    def publish_and_die(self: DirectoryStore, *args: Any, **kwargs: Any) -> Any:
+        published = publish(self, *args, **kwargs)
+        if number in (None, kwargs["cycle_number"]):
+            die()
+        return published
 
-    DirectoryStore.publish = publish_and_die  # type: ignore[assignment,method-assign]
+    DirectoryStore.publish = publish_and_die  # type: ignore[method-assign]
+
+
+def seed_globals(seed: int) -> None:
+    """Every generator that a library could draw from without being told to."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def run_child(config: Path, moment: str, flags: list[str]) -> None:
+    """Never returns: killed at the moment, or exit status 0 at the end that was asked for, or 1."""
+    status = 1
+    try:
+        if len(sys.argv) > 1:
+            seed_globals(int(sys.argv[1]))
+        name, _, number = moment.partition("@")
+        cycle = int(number) if number else None
+        if name == "renamed":
+            die_after_the_rename(cycle)
+        dream(config, cycle or 1, *flags, observer=Killer(name, cycle))
+        status = 0 if name == END else 1  # still alive: the moment never came
+    finally:
+        os._exit(status)
 
 
 def main() -> None:
@@ -59,12 +93,7 @@ def main() -> None:
         config, moment, *flags = json.loads(line)
         child = os.fork()
         if child == 0:
-            try:
-                if moment == "renamed":
-                    die_after_the_rename()
-                dream(Path(config), 1, *flags, observer=Killer(moment))
-            finally:
-                os._exit(1)  # still alive: the moment never came
+            run_child(Path(config), moment, flags)
         print(os.waitpid(child, 0)[1], flush=True)
 
 

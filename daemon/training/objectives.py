@@ -185,10 +185,8 @@ def log1mexp(x: Tensor) -> Tensor:
     """
     below = x.clamp(max=LARGEST_LOGPROB)
     near = below > -math.log(2.0)
-    # Each branch sees only inputs it can differentiate: torch.where alone would let NaN gradients through.
-    x_near = torch.where(near, below, torch.full_like(x, -0.1))
-    x_far = torch.where(near, torch.full_like(x, -1.0), below)
-    inside = torch.where(near, torch.log(-torch.expm1(x_near)), torch.log1p(-torch.exp(x_far)))
+    # torch.where lets a NaN gradient of the unused branch through; up to the bound neither branch has one.
+    inside = torch.where(near, torch.log(-torch.expm1(below)), torch.log1p(-torch.exp(below)))
     # relu, not `x - below`: the latter's gradient below the bound is a difference of two slopes of a million.
     return inside + _LOG1MEXP_SLOPE * torch.relu(x - LARGEST_LOGPROB)
 

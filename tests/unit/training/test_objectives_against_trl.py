@@ -8,6 +8,7 @@ Shapes: `B` sequences of TRL's batch, `T` tokens of one unpadded sequence, `R` r
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +23,14 @@ from tiny_model import build_tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl.import_utils import TRLExperimentalWarning
 
 from daemon.training.objectives import dpo, ipo, orpo
+
+with warnings.catch_warnings():
+    # It warns, depending on what was imported before, that its interface may change; the lock pins the version.
+    warnings.simplefilter("ignore", TRLExperimentalWarning)
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 BETA = 0.4
 PAIRS = [

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from daemon.domain.errors import AlreadyClaimedError
+from daemon.storage.kinds import ClaimKind
 from daemon.storage.rows import now
-from daemon.storage.tables import ClaimKind, claims, events
+from daemon.storage.tables import claims, events
 
 _CHUNK = 500
 """Values per IN list: well under every database's limit on parameters."""

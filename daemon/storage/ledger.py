@@ -35,8 +35,8 @@ from daemon.domain.states import CheckpointState, CycleState, Outcome, RollbackC
 from daemon.storage import checks, history, rows, tables
 from daemon.storage.claims import already_claimed, claimed, refuse_twice
 from daemon.storage.database import reading, writing
+from daemon.storage.kinds import ClaimKind
 from daemon.storage.runs import take_over
-from daemon.storage.tables import ClaimKind
 from daemon.storage.writes import Writes
 
 

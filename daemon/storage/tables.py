@@ -40,6 +40,7 @@ from daemon.domain.states import (
     Side,
 )
 from daemon.storage.column_types import ExactFloat, PortableJson, PortableText, UtcDateTime
+from daemon.storage.kinds import ChangeReason, ClaimKind
 
 metadata = MetaData(
     naming_convention={
@@ -53,27 +54,6 @@ metadata = MetaData(
 
 _ROW_ID = BigInteger().with_variant(Integer, "sqlite")
 """SQLite numbers rows by itself only in a column declared INTEGER."""
-
-
-class ClaimKind(StrEnum):
-    """What a claimed content hash stands for."""
-
-    SCENARIO = "scenario"
-    EXAMPLE = "example"
-    HELD_OUT = "held_out"
-    """A probe's prompt: never drawn, never trained."""
-
-
-class ChangeReason(StrEnum):
-    """Why a step's learning rate or objective is not that of the run's step before it."""
-
-    FIRST_STEP = "first step"
-    PHASE = "phase"
-    """The next phase of the training plan began."""
-    SCHEDULE = "schedule"
-    """The phase's warm-up or cosine."""
-    CONFIGURATION = "configuration"
-    """Somebody changed `[training]`."""
 
 
 LEVELS = ("debug", "info", "warning", "error")

@@ -13,7 +13,7 @@ from daemon.domain.records import Cycle, Judgement, Rollback, StepReport, Verdic
 from daemon.domain.states import CheckpointState, CycleState, Outcome, RollbackCause
 from daemon.storage import history, rows, tables
 from daemon.storage.claims import insert_claims
-from daemon.storage.tables import ChangeReason, ClaimKind
+from daemon.storage.kinds import ChangeReason, ClaimKind
 
 
 class Writes:

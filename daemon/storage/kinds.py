@@ -1,0 +1,26 @@
+"""Vocabularies that only the database has: what a claim is of, and why a learning rate changed."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ClaimKind(StrEnum):
+    """What a claimed content hash stands for."""
+
+    SCENARIO = "scenario"
+    EXAMPLE = "example"
+    HELD_OUT = "held_out"
+    """A probe's prompt: never drawn, never trained."""
+
+
+class ChangeReason(StrEnum):
+    """Why a step's learning rate or objective is not that of the run's step before it."""
+
+    FIRST_STEP = "first step"
+    PHASE = "phase"
+    """The next phase of the training plan began."""
+    SCHEDULE = "schedule"
+    """The phase's warm-up or cosine."""
+    CONFIGURATION = "configuration"
+    """Somebody changed `[training]`."""

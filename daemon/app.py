@@ -212,7 +212,7 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
     base_dir = store.path(ledger.lineage()[-1].version)
     with observer.stage(None, "load trainer"):
         encoder = ChatEncoder(base_dir)
-        policy = TorchPolicy(base_dir, config.training, device, store.open)
+        policy = TorchPolicy(base_dir, config.training, device, store.open, seed=run_seed)
     with observer.stage(None, "load engine"):
         engine = _engine(config, base_dir, encoder, device)
     preferences = RulePreferences(encoder, config.preferences.chosen_order)

@@ -27,7 +27,7 @@ from daemon.domain.records import (
     StepReport,
     Verdict,
 )
-from daemon.domain.states import Outcome
+from daemon.domain.states import Outcome, RollbackTarget
 
 Weights = Mapping[str, Any]
 """Parameter name -> tensor. `Any`, because ports import no torch."""
@@ -100,12 +100,20 @@ class Policy(Protocol):
             CheckpointError: it does not verify; the live policy is unchanged.
         """
 
+    @property
+    def logprob_tolerance(self) -> float:
+        """Largest mean |log p| difference from the engine that its own precision explains, nats."""
+
+    def reference(self, cycle_number: int) -> RollbackTarget | None:
+        """The anchor (A0 or A1) whose log-probabilities a cycle's objective compares with; `step` needs it then."""
+
     def step(self, batch: Batch) -> StepReport:
         """Apply one optimizer step.
 
         Raises:
             OffPolicyError: an example's version is not the live one.
             NonFiniteError: loss or gradient is not finite; nothing moved.
+            CheckpointError: the reference does not verify; nothing moved.
         """
 
     def save(self, directory: Path) -> Mapping[str, Any]:

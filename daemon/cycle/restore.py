@@ -29,7 +29,7 @@ def roll_back(stages: Stages, cycle: Cycle, verdict: Verdict) -> Outcome:
 
 
 def find_target(stages: Stages, cycle: Cycle, target: RollbackTarget | None) -> Checkpoint:
-    """The checkpoint that a verdict names."""
+    """The checkpoint that a verdict, or an objective's reference, names."""
     if target is RollbackTarget.A0:
         return stages.ledger.lineage()[-1]
     if target is RollbackTarget.A1:

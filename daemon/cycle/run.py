@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from daemon.cycle.restore import roll_back
+from daemon.cycle.restore import find_target, roll_back
 from daemon.cycle.stages import Stages
 from daemon.domain.errors import DiskError, DreamdError, FencedError, NonFiniteError, StopRequested
 from daemon.domain.lineage import kept
@@ -70,6 +70,9 @@ def _dream(stages: Stages, cycle: Cycle, head: Checkpoint) -> Outcome:
     with stages.stage(cycle, "step"):
         cycle, batch = ledger.claim(cycle, examples)  # committed before the optimizer moves: never repeated
         _committed(stages, cycle)
+        anchor = stages.policy.reference(cycle.number)
+        if anchor is not None:
+            batch = replace(batch, reference=find_target(stages, cycle, anchor))
         report = stages.policy.step(batch)
         cycle = _committed(stages, ledger.record_step(cycle, report))
     with stages.stage(cycle, "publish"):

@@ -133,7 +133,7 @@ class HeldOutProbes:
             mean_abs_diff=sum(differences) / len(differences),
             max_abs_diff=max(differences),
             num_tokens=len(differences),
-            tolerance=self._engine.logprob_tolerance,
+            tolerance=max(self._engine.logprob_tolerance, self._policy.logprob_tolerance),
             weights_match=self._engine.weights_match(self._policy.weights()),
         )
 

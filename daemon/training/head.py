@@ -49,7 +49,7 @@ class Head:
         if len(targets_K) <= chunk:
             return self._chunk(hidden_KW, targets_K)
         parts = []
-        for hidden, targets in zip(hidden_KW.split(chunk), targets_K.split(chunk), strict=True):
+        for hidden, targets in zip(torch.split(hidden_KW, chunk), torch.split(targets_K, chunk), strict=True):
             if torch.is_grad_enabled():
                 parts.append(checkpoint(self._chunk, hidden, targets, use_reentrant=False))
             else:

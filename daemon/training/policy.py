@@ -1,41 +1,44 @@
-"""The live policy on the trainer's side: weights, optimizer, one ORPO step, save and restore.
-
-Shapes: `B` sequences of one pass, `T` tokens of prompt and response, `K` of them with logits, `R` response tokens,
-`V` vocabulary.
-"""
+"""The live policy on the trainer's side: weights, optimizer, one step, save and restore."""
 
 from __future__ import annotations
 
 import json
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from daemon.config.schedule import StepPlan, plan_step
 from daemon.config.sections import TrainingConfig
-from daemon.domain.errors import CheckpointError, ModelError, NonFiniteError, OffPolicyError
+from daemon.domain.errors import CheckpointError, DreamdError, ModelError, NonFiniteError, OffPolicyError
 from daemon.domain.hashing import derive_seed
-from daemon.domain.records import Batch, Checkpoint, Example, PolicyDigests, StepReport
+from daemon.domain.records import Batch, Checkpoint, PolicyDigests, StepReport
+from daemon.domain.states import RollbackTarget
+from daemon.training.answers import AnswerModel
+from daemon.training.apollo import Apollo
+from daemon.training.applied import Applied, UpdateWriter
 from daemon.training.digest import tensors_digest
-from daemon.training.objectives import Loss, orpo
+from daemon.training.gradients import Figures, ReferenceLogprobs, accumulate, reference_logprobs
+from daemon.training.memory import PeakMemory
 
 WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.state"
 """safetensors inside; not so named, because vLLM loads every *.safetensors of a folder as weights."""
 
-_Part = dict[str, float | None]
-"""One example's figures; None for what a chosen-only example has not."""
+LOGPROB_TOLERANCE = {"fp32": 1e-4, "bf16-stochastic": 1e-1}
+"""Largest mean |log p| difference from an engine that the trainer's own rounding explains, nats."""
+
+_DTYPES = {"fp32": torch.float32, "bf16-stochastic": torch.bfloat16}
 
 
 class TorchPolicy:
-    """float32 weights with AdamW; implements the `Policy` port."""
+    """A transformers model and its optimizer; implements the `Policy` port."""
 
     def __init__(
         self,
@@ -43,6 +46,8 @@ class TorchPolicy:
         config: TrainingConfig,
         device: str,
         open_checkpoint: Callable[[Checkpoint], Path],
+        *,
+        seed: int = 0,
     ) -> None:
         """Load a model folder.
 
@@ -51,13 +56,14 @@ class TorchPolicy:
             config: the step's settings.
             device: a torch device.
             open_checkpoint: verifies a checkpoint's hashes and returns its directory.
+            seed: the run's; projections and rounding follow from it.
 
         Raises:
-            ModelError: transformers cannot load the folder.
+            ModelError: transformers cannot load the folder, or the trainer cannot train such a model.
         """
         try:
             loaded = AutoModelForCausalLM.from_pretrained(
-                model_dir, dtype=torch.float32, local_files_only=True, attn_implementation="sdpa"
+                model_dir, dtype=_DTYPES[config.precision], local_files_only=True, attn_implementation="sdpa"
             )
             self._model = cast(Any, loaded)  # its methods are wrapped in ways mypy cannot follow
             self._model.to(device)
@@ -67,10 +73,21 @@ class TorchPolicy:
         self._device = device
         self._config = config
         self._open_checkpoint = open_checkpoint
+        self._seed = seed
+        self._answers = AnswerModel(
+            self._model,
+            logits_chunk=config.logits_chunk,
+            activation_checkpointing=config.activation_checkpointing,
+        )
         # named_parameters() lists a tied tensor once, so a tied lm_head is neither saved nor stepped twice.
         self._parameters: dict[str, Tensor] = dict(self._model.named_parameters())
+        self._writer = UpdateWriter(seed)
         self._optimizer = self._new_optimizer()
         self._version = ""
+
+    @property
+    def logprob_tolerance(self) -> float:
+        return LOGPROB_TOLERANCE[self._config.precision]
 
     @property
     def version(self) -> str:
@@ -83,56 +100,46 @@ class TorchPolicy:
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
 
     def digests(self) -> PolicyDigests:
-        return PolicyDigests(tensors_digest(self.weights()), tensors_digest(self._optimizer_tensors()))
-
-    # --- scoring -------------------------------------------------------------------------------------------
+        return PolicyDigests(tensors_digest(self.weights()), tensors_digest(self._optimizer.state_tensors()))
 
     @torch.no_grad()
     def score(self, prompt: Sequence[int], response: Sequence[int]) -> list[float]:
         # One sequence at a time, so a repeated measurement has the same shapes and the same bits.
-        row = (prompt, response) if prompt else (response[:1], response[1:])
-        return self._response_logprobs([row])[0].tolist()
-
-    def _response_logprobs(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
-        """Log-probability of each response token of each (prompt, response), float32, shapes (R,).
-
-        Rows are padded on the right: nothing before a padding token can see it, so no mask is needed.
-        """
-        width = max(len(prompt) + len(response) for prompt, response in rows)
-        first = min(len(prompt) for prompt, _ in rows) - 1
-        padded = [[*prompt, *response, *[0] * (width - len(prompt) - len(response))] for prompt, response in rows]
-        ids_BT = torch.tensor(padded, device=self._device)
-        # Logits only where some row predicts a response token: K positions from `first` on.
-        kept_K = torch.arange(first, width - 1, device=self._device)
-        logits_BKV = self._model(input_ids=ids_BT, logits_to_keep=kept_K, use_cache=False).logits
-        found = []
-        for (prompt, response), logits_KV in zip(rows, logits_BKV, strict=True):
-            start = len(prompt) - 1 - first
-            logits_RV = logits_KV[start : start + len(response)].float()
-            targets_R1 = torch.tensor(response, device=self._device).unsqueeze(1)
-            found.append(logits_RV.gather(1, targets_R1).squeeze(1) - logits_RV.logsumexp(dim=1))
-        return found
+        if not prompt:
+            prompt, response = response[:1], response[1:]
+        ids_1T = torch.tensor([[*prompt, *response]], device=self._device)
+        kept_R = torch.arange(len(prompt) - 1, ids_1T.shape[1] - 1, device=self._device)
+        logits_RV = self._model(input_ids=ids_1T, logits_to_keep=kept_R, use_cache=False).logits[0].float()
+        targets_R1 = torch.tensor(response, device=self._device).unsqueeze(1)
+        logprobs_R: Tensor = logits_RV.gather(1, targets_R1).squeeze(1) - logits_RV.logsumexp(dim=1)
+        return logprobs_R.tolist()
 
     # --- the step ------------------------------------------------------------------------------------------
 
+    def reference(self, cycle_number: int) -> RollbackTarget | None:
+        if not plan_step(self._config, cycle_number).objective.needs_reference:
+            return None
+        return RollbackTarget.A1 if self._config.reference == "baked" else RollbackTarget.A0
+
     def step(self, batch: Batch) -> StepReport:
         self._refuse_off_policy(batch)
-        started = time.monotonic()
+        plan = plan_step(self._config, batch.cycle_number)
+        reference = self._reference_logprobs(batch, plan)
+        memory = PeakMemory(self._device)
+        self._answers.seconds.clear()
         self._optimizer.zero_grad(set_to_none=True)
         self._model.train()
         try:
             # Nothing of an earlier process must matter to dropout: the generator follows from the batch alone.
             with torch.random.fork_rng(devices=self._cuda_devices()):
                 torch.manual_seed(derive_seed("step", batch.batch_hash))
-                parts = self._gradients(batch.examples)
+                figures = accumulate(self._answers, batch.examples, plan.objective, self._config, reference)
         finally:
             self._model.eval()
-        gradients_done = time.monotonic()
         grad_norm = self._clip_gradients(batch)
-        update_rms = self._apply()
+        applied = self._apply(batch, plan)
         self._optimizer.zero_grad(set_to_none=True)
-        seconds = {"gradients": gradients_done - started, "update": time.monotonic() - gradients_done}
-        return self._report(batch, parts, grad_norm, update_rms, seconds)
+        return self._report(batch, plan, figures, grad_norm, applied, memory.read())
 
     def _refuse_off_policy(self, batch: Batch) -> None:
         versions = {batch.parent_version, *(example.policy_version for example in batch.examples)}
@@ -142,45 +149,30 @@ class TorchPolicy:
                 f"{', '.join(sorted(versions))}; a step trains only what its own parent wrote"
             )
 
-    def _gradients(self, examples: Sequence[Example]) -> list[_Part]:
-        """Accumulate the gradient of the mean loss; returns each example's figures, in the batch's order."""
-        # Neighbours of similar length share a pass, so that little is padding.
-        order = sorted(range(len(examples)), key=lambda index: _length(examples[index]))
-        size = self._config.micro_batch
-        parts: dict[int, _Part] = {}
-        for start in range(0, len(order), size):
-            chunk = order[start : start + size]
-            parts.update(zip(chunk, self._backward([examples[i] for i in chunk], len(examples)), strict=True))
-        return [parts[index] for index in range(len(examples))]
+    def _reference_logprobs(self, batch: Batch, plan: StepPlan) -> list[ReferenceLogprobs | None]:
+        """The reference's log-probabilities of each pair; None everywhere when the objective needs none."""
+        if not plan.objective.needs_reference:
+            return [None] * len(batch.examples)
+        if batch.reference is None:
+            raise DreamdError(f"cycle {batch.cycle_number}: {plan.objective} needs a reference checkpoint")
+        if batch.reference.version == self._version:
+            return reference_logprobs(self._answers, batch.examples, self._config)
+        weights = load_file(self._open_checkpoint(batch.reference) / WEIGHTS_FILE, device=self._device)
+        self._check_weights(batch.reference, weights)
+        with self._borrowed(weights):
+            return reference_logprobs(self._answers, batch.examples, self._config)
 
-    def _backward(self, examples: Sequence[Example], num_examples: int) -> list[_Part]:
-        """One forward and backward pass."""
-        rows: list[tuple[Sequence[int], Sequence[int]]] = []
-        for example in examples:
-            rows.append((example.prompt_token_ids, example.chosen_token_ids))
-            if example.rejected_token_ids:
-                rows.append((example.prompt_token_ids, example.rejected_token_ids))
-        logprobs = iter(self._response_logprobs(rows))
-        losses, parts = [], []
-        for example in examples:
-            c = next(logprobs).mean()
-            r = next(logprobs).mean() if example.rejected_token_ids else None
-            loss = orpo(self._nll(example, c), c, r, self._config.orpo_weight)
-            if not torch.isfinite(loss.total):
-                raise NonFiniteError(
-                    f"the loss of example {example.content_hash[:12]} is {loss.total.item()}; "
-                    "the optimizer did not move"
-                )
-            losses.append(loss.total)
-            parts.append(_part(loss, c, r))
-        (torch.stack(losses).sum() / num_examples).backward()  # type: ignore[no-untyped-call]
-        return parts
-
-    def _nll(self, example: Example, c: Tensor) -> Tensor:
-        if self._config.nll_over == "response":
-            return -c
-        everything = (*example.prompt_token_ids, *example.chosen_token_ids)
-        return -self._response_logprobs([(everything[:1], everything[1:])])[0].mean()
+    @contextmanager
+    def _borrowed(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model computes with `weights` inside; its own tensors are put aside, not copied."""
+        own = {name: parameter.data for name, parameter in self._parameters.items()}
+        try:
+            for name, parameter in self._parameters.items():
+                parameter.data = weights[name]
+            yield
+        finally:
+            for name, parameter in self._parameters.items():
+                parameter.data = own[name]
 
     def _clip_gradients(self, batch: Batch) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
@@ -191,129 +183,130 @@ class TorchPolicy:
             )
         return norm.item()
 
-    @torch.no_grad()
-    def _apply(self) -> float:
-        """Move the optimizer once; returns the root mean square of the weight change."""
-        before = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-        self._optimizer.step()
-        squares = sum((parameter - before[name]).norm().item() ** 2 for name, parameter in self._parameters.items())
-        return math.sqrt(squares / sum(parameter.numel() for parameter in self._parameters.values()))
+    def _apply(self, batch: Batch, plan: StepPlan) -> Applied:
+        with self._answers.timed("update"):
+            self._optimizer.param_groups[0]["lr"] = plan.lr
+            self._writer.start(batch.batch_hash)
+            self._optimizer.step()
+            return self._writer.result()
 
     def _report(
         self,
         batch: Batch,
-        parts: list[_Part],
+        plan: StepPlan,
+        figures: Sequence[Figures],
         grad_norm: float,
-        update_rms: float,
-        seconds: Mapping[str, float],
+        applied: Applied,
+        peak_memory: int | None,
     ) -> StepReport:
-        pairs = [part for part in parts if part["rejected"] is not None]
-        rejected, log_odds = _mean(pairs, "rejected"), _mean(pairs, "log_odds")
-        paired_chosen = _mean(pairs, "chosen")
+        pairs = [part for part in figures if part.rejected is not None]
+        rejected = _mean([part.rejected for part in pairs])
         return StepReport(
-            objective=self._config.objective,
+            objective=plan.objective,
             optimizer=self._config.optimizer,
-            lr=self._config.lr,
-            loss=_mean(parts, "loss") or 0.0,
-            nll=_mean(parts, "nll") or 0.0,
-            # Per example, as in the loss: chosen-only examples count with an odds term of 0.
-            odds_loss=sum(part["odds_loss"] or 0.0 for part in parts) / len(parts),
-            chosen_logprob=_mean(parts, "chosen") or 0.0,
+            lr=plan.lr,
+            phase=plan.phase,
+            precision=self._config.precision,
+            reference_version=batch.reference.version if batch.reference and plan.objective.needs_reference else None,
+            loss=_mean([part.loss for part in figures]) or 0.0,
+            nll=_mean([part.nll for part in figures]) or 0.0,
+            # Per example, as in the loss: examples without the term count as 0.
+            odds_loss=sum(part.preference_loss or 0.0 for part in figures) / len(figures),
+            chosen_logprob=_mean([part.chosen for part in figures]) or 0.0,
             rejected_logprob=rejected,
-            log_odds=log_odds,
-            margin=None if rejected is None or paired_chosen is None else paired_chosen - rejected,
+            log_odds=_mean([part.logit for part in pairs]),
+            margin=None if rejected is None else (_mean([part.chosen for part in pairs]) or 0.0) - rejected,
             grad_norm=grad_norm,
-            update_rms=update_rms,
-            num_examples=len(parts),
+            update_rms=applied.rms,
+            update_cosine=applied.cosine,
+            bf16_changed=applied.bf16_changed,
+            peak_memory_bytes=peak_memory,
+            num_examples=len(figures),
             num_pairs=len(pairs),
             num_tokens=sum(
-                len(e.chosen_token_ids)
-                + len(e.rejected_token_ids)
-                + len(e.prompt_token_ids) * (2 if e.rejected_token_ids else 1)
-                for e in batch.examples
+                len(e.prompt_token_ids) + len(e.chosen_token_ids) + len(e.rejected_token_ids) for e in batch.examples
             ),
-            seconds=seconds,
-            example_logprobs=tuple((part["chosen"] or 0.0, part["rejected"]) for part in parts),
+            seconds=dict(self._answers.seconds),
+            example_logprobs=tuple((part.chosen, part.rejected) for part in figures),
         )
 
     # --- save and restore ----------------------------------------------------------------------------------
 
     def save(self, directory: Path) -> Mapping[str, Any]:
         """Write weights and optimizer; returns their digests under "weights_digest" and "optimizer_digest"."""
-        weights, state = dict(self.weights()), self._optimizer_tensors()
+        weights, state = dict(self.weights()), self._optimizer.state_tensors()
         save_file({name: t.contiguous() for name, t in weights.items()}, directory / WEIGHTS_FILE, {"format": "pt"})
         save_file(state, directory / OPTIMIZER_FILE, {"optimizer": json.dumps(self._config.optimizer)})
         return {"weights_digest": tensors_digest(weights), "optimizer_digest": tensors_digest(state)}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         directory = self._open_checkpoint(checkpoint)
-        weights = load_file(directory / WEIGHTS_FILE)
-        state = load_file(directory / OPTIMIZER_FILE)
-        self._check_restorable(checkpoint, weights, state)
+        weights, state = load_file(directory / WEIGHTS_FILE), load_file(directory / OPTIMIZER_FILE)
+        self._check_weights(checkpoint, weights)
+        digests = PolicyDigests(tensors_digest(weights), tensors_digest(state))
+        if digests != PolicyDigests(checkpoint.weights_digest, checkpoint.optimizer_digest):
+            raise CheckpointError(f"{checkpoint.version}: its tensors are not those recorded when it was published")
+        optimizer = self._new_optimizer()
+        self._load_optimizer(optimizer, checkpoint, directory / OPTIMIZER_FILE, state)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(weights[name])
-        self._optimizer = self._new_optimizer()
-        for name in sorted({key.partition(":")[2] for key in state}):
-            parameter = self._parameters[name]
-            self._optimizer.state[parameter] = {
-                field: tensor if tensor.dim() == 0 else tensor.to(self._device)
-                for field in ("step", "exp_avg", "exp_avg_sq")
-                for tensor in (state[f"{field}:{name}"],)
-            }
+        self._optimizer = optimizer
         self._version = checkpoint.version
 
-    def _check_restorable(
-        self, checkpoint: Checkpoint, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]
-    ) -> None:
+    def _check_weights(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
         expected = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
         found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if expected != found:
             wrong = sorted(set(expected.items()) ^ set(found.items()))
             raise CheckpointError(f"{checkpoint.version}: its weights are not this model's, first at {wrong[0][0]}")
-        digests = PolicyDigests(tensors_digest(weights), tensors_digest(state))
-        if digests != PolicyDigests(checkpoint.weights_digest, checkpoint.optimizer_digest):
-            raise CheckpointError(f"{checkpoint.version}: its tensors are not those recorded when it was published")
+        for name, tensor in weights.items():
+            if tensor.dtype != self._parameters[name].dtype:
+                other = {dtype: precision for precision, dtype in _DTYPES.items()}.get(tensor.dtype, tensor.dtype)
+                raise CheckpointError(
+                    f"{checkpoint.version}: its weights are {tensor.dtype}, of precision {other}; set "
+                    f'training.precision = "{other}", or start a new run for {self._config.precision}'
+                )
 
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        """AdamW's state as "FIELD:PARAMETER" -> tensor; empty before the first step."""
-        return {
-            f"{field}:{name}": value.detach()
-            for name, parameter in self._parameters.items()
-            for field, value in self._optimizer.state.get(parameter, {}).items()
-        }
+    def _load_optimizer(
+        self, optimizer: Apollo, checkpoint: Checkpoint, file: Path, state: Mapping[str, Tensor]
+    ) -> None:
+        with safe_open(file, framework="pt") as opened:
+            kind = json.loads((opened.metadata() or {}).get("optimizer", "null"))
+        if state and kind != self._config.optimizer:
+            raise CheckpointError(
+                f'{checkpoint.version}: its optimizer state is of {kind}; set training.optimizer = "{kind}", '
+                f"or start a new run for {self._config.optimizer}"
+            )
+        try:
+            optimizer.load_state_tensors(state)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{checkpoint.version}: its optimizer state does not fit ({error}); set training.rank back to what it "
+                "was, or start a new run"
+            ) from error
 
-    def _new_optimizer(self) -> torch.optim.AdamW:
+    def _new_optimizer(self) -> Apollo:
         config = self._config
-        return torch.optim.AdamW(
-            self._parameters.values(),
-            lr=config.lr,
+        return Apollo(
+            self._parameters.items(),
+            lr=plan_step(config, 1).lr,
+            rank={"adamw": None, "apollo": config.rank, "apollo_mini": 1}[config.optimizer],
+            scale=config.optimizer_scale,
+            per="tensor" if config.optimizer == "apollo_mini" else "channel",
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            fused=True,
+            refresh_every=config.refresh_every,
+            norm_growth_limit=config.norm_growth_limit,
+            seed=self._seed,
+            write=self._writer,
         )
 
     def _cuda_devices(self) -> list[int]:
         return [torch.device(self._device).index or 0] if self._device.startswith("cuda") else []
 
 
-def _part(loss: Loss, c: Tensor, r: Tensor | None) -> _Part:
-    return {
-        "loss": loss.total.item(),
-        "nll": loss.nll.item(),
-        "odds_loss": None if loss.odds_loss is None else loss.odds_loss.item(),
-        "log_odds": None if loss.log_odds is None else loss.log_odds.item(),
-        "chosen": c.item(),
-        "rejected": None if r is None else r.item(),
-    }
-
-
-def _length(example: Example) -> int:
-    """Tokens of the longer side, prompt included."""
-    return len(example.prompt_token_ids) + max(len(example.chosen_token_ids), len(example.rejected_token_ids))
-
-
-def _mean(parts: Sequence[_Part], name: str) -> float | None:
-    values = [value for part in parts if (value := part[name]) is not None]
-    return sum(values) / len(values) if values else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

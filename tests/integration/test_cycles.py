@@ -25,7 +25,7 @@ from daemon.preferences.pairing import RulePreferences
 from daemon.storage.database import open_database
 from daemon.storage.lock import RunLock
 from daemon.sweep.transformers_engine import TransformersEngine
-from daemon.training import policy as policy_module
+from daemon.training import objectives
 from daemon.training.policy import TorchPolicy
 
 POISON = ("training.lr=1.0", "training.allow_unsafe_lr=true")
@@ -129,14 +129,14 @@ def test_live_policy_after_a_rollback_measures_as_stored(sqlite_run: Path) -> No
 
 def test_nan_loss_fails_the_cycle_and_changes_nothing(sqlite_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A NaN loss: outcome failed with the reason, nothing published, examples spent, and the next cycle is sound."""
-    orpo = policy_module.orpo
+    orpo = objectives.orpo
     calls: list[int] = []
 
     def poisoned(nll: torch.Tensor, *rest: Any) -> Any:
         calls.append(1)
         return orpo(nll * float("nan") if len(calls) == 2 else nll, *rest)
 
-    monkeypatch.setattr(policy_module, "orpo", poisoned)
+    monkeypatch.setattr(objectives, "orpo", poisoned)
     dream(sqlite_run, 2)
     assert outcomes(sqlite_run) == ["failed", "promoted"]
     ((reason,),) = query(sqlite_run, "select reason from cycles where number = 1")

@@ -11,9 +11,9 @@ from tiny_model import build_tiny_model
 
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config.sections import TrainingConfig
-from daemon.domain.errors import CheckpointError, ModelError, NonFiniteError, OffPolicyError
+from daemon.domain.errors import CheckpointError, DreamdError, ModelError, NonFiniteError, OffPolicyError
 from daemon.domain.records import Batch, Checkpoint, Example, Message, StepReport
-from daemon.domain.states import ChosenSource, ExampleKind, Side
+from daemon.domain.states import ChosenSource, ExampleKind, RollbackTarget, Side
 from daemon.training.encoder import ChatEncoder
 from daemon.training.model_folder import check_model_folder
 from daemon.training.policy import TorchPolicy
@@ -62,7 +62,7 @@ def test_step_moves_by_adamw_and_reports_what_it_saw(model_dir: Path, tmp_path: 
     """One step equals torch's AdamW on the mean ORPO loss written out independently, to float32 rounding."""
     from transformers import AutoModelForCausalLM
 
-    policy = build(model_dir, DirectoryStore(tmp_path), lr=1e-4)
+    policy = build(model_dir, DirectoryStore(tmp_path), lr=1e-4, optimizer="adamw", gradient_scope="full")
     todo = batch(model_dir, 1, "base")
     report = policy.step(todo)
 
@@ -145,8 +145,11 @@ def test_non_finite_gradient_stops_before_anything_moves(
     assert policy.digests() == before
 
 
-def test_resume_is_bit_exact(model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16-stochastic"])
+@pytest.mark.parametrize("optimizer", ["apollo", "apollo_mini", "adamw"])
+def test_resume_is_bit_exact(model_dir: Path, tmp_path: Path, optimizer: str, precision: str) -> None:
     """Four steps straight, or two, restart from the checkpoint, two more: identical weights and optimizer."""
+    training = {"optimizer": optimizer, "precision": precision, "rank": 8, "refresh_every": 3}
 
     def report_of(policy: TorchPolicy, number: int) -> StepReport:
         report = policy.step(batch(model_dir, number, policy.version))
@@ -154,15 +157,15 @@ def test_resume_is_bit_exact(model_dir: Path, tmp_path: Path) -> None:
         return report
 
     store = DirectoryStore(tmp_path / "checkpoints")
-    straight = build(model_dir, store)
+    straight = build(model_dir, store, **training)
     for number in (1, 2, 3, 4):
         report_of(straight, number)
 
-    first = build(model_dir, store)
+    first = build(model_dir, store, **training)
     report_of(first, 1)
     report_of(first, 2)
     saved = publish(store, first, "v2", None)
-    second = build(model_dir, store)
+    second = build(model_dir, store, **training)
     second.step(batch(model_dir, 9, "base"))  # something else was live: restore replaces all of it
     second.restore(saved)
     assert second.version == "v2"
@@ -185,6 +188,86 @@ def test_restore_refuses_another_checkpoint_and_changes_nothing(model_dir: Path,
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         policy.restore(saved)
     assert policy.digests() == before
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"optimizer": "adamw"}, 'set training.optimizer = "apollo"'),
+        ({"precision": "bf16-stochastic"}, 'set training.precision = "fp32"'),
+        ({"rank": 4}, "set training.rank back"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_with_the_fix(
+    model_dir: Path, tmp_path: Path, other: dict[str, object], message: str
+) -> None:
+    """Another optimizer, precision or rank cannot continue a checkpoint: nothing changes, the error names the fix."""
+    store = DirectoryStore(tmp_path / "checkpoints")
+    first = build(model_dir, store, rank=8)
+    first.step(batch(model_dir, 1, "base"))
+    saved = publish(store, first, "v1", None)
+    policy = build(model_dir, store, **{"rank": 8, **other})
+    before = policy.digests()
+    with pytest.raises(CheckpointError, match=message):
+        policy.restore(saved)
+    assert (policy.version, policy.digests()) == ("base", before)
+
+
+def test_the_reference_is_the_named_checkpoint(model_dir: Path, tmp_path: Path) -> None:
+    """DPO compares with the checkpoint it is given, loaded from disk: its first logit is 0, later ones are not."""
+    store = DirectoryStore(tmp_path / "checkpoints")
+    policy = build(model_dir, store, objective="dpo", lr=1e-3, allow_unsafe_lr=True)
+    base = publish(store, policy, "base", None)
+    assert policy.reference(1) is RollbackTarget.A0
+
+    def logit(number: int) -> float:
+        report = policy.step(replace(batch(model_dir, number, policy.version), reference=base))
+        policy.adopt(f"v{number}")
+        assert report.reference_version == "base"
+        assert report.log_odds is not None
+        return report.log_odds
+
+    assert logit(1) == 0.0
+    before = policy.digests()
+    assert logit(1) > 0  # the same pair again, after one step towards its chosen side
+    assert policy.digests() != before
+
+    fresh = build(model_dir, store, objective="dpo")
+    pair = batch(model_dir, 1, "base").examples[0]
+    moved = [sum(policy.score(pair.prompt_token_ids, ids)) for ids in (pair.chosen_token_ids, pair.rejected_token_ids)]
+    was = [sum(fresh.score(pair.prompt_token_ids, ids)) for ids in (pair.chosen_token_ids, pair.rejected_token_ids)]
+    expected = 0.1 * ((moved[0] - was[0]) - (moved[1] - was[1]))
+    assert logit(1) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_reference_is_required_where_the_objective_compares(model_dir: Path, tmp_path: Path) -> None:
+    """Without the anchor a DPO step is refused before anything moves; ORPO names none."""
+    policy = build(model_dir, DirectoryStore(tmp_path), objective="dpo")
+    before = policy.digests()
+    with pytest.raises(DreamdError, match="needs a reference"):
+        policy.step(batch(model_dir, 1, "base"))
+    assert policy.digests() == before
+    assert build(model_dir, DirectoryStore(tmp_path)).reference(1) is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16-stochastic"])
+def test_the_report_measures_the_step(model_dir: Path, tmp_path: Path, precision: str) -> None:
+    """Update RMS, cosine and the fraction of changed bfloat16 words equal those of the weights before and after."""
+    policy = build(model_dir, DirectoryStore(tmp_path), lr=1e-5, optimizer="adamw", precision=precision)
+    before = {name: weight.clone() for name, weight in policy.weights().items()}
+    report = policy.step(batch(model_dir, 1, "base"))
+    pairs = [(before[name], weight) for name, weight in policy.weights().items()]
+    moved = torch.cat([(after.double() - old.double()).flatten() for old, after in pairs])
+    changed = torch.cat([(old.bfloat16() != after.bfloat16()).flatten() for old, after in pairs])
+    assert report.update_rms == pytest.approx(moved.square().mean().sqrt().item(), rel=1e-4)
+    assert report.bf16_changed == pytest.approx(changed.double().mean().item(), abs=1e-12)
+    assert report.update_cosine is not None and report.precision == precision
+    if precision == "fp32":
+        assert report.update_cosine == pytest.approx(1.0, abs=1e-3)
+    else:
+        assert 0.02 < report.update_cosine < 0.9  # one rounded step points the right way, but only on average
+    assert report.peak_memory_bytes is None or report.peak_memory_bytes > 2**20
+    assert set(report.seconds) == {"context", "answers", "backward", "update"}
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -1,8 +1,10 @@
-"""Vocabularies that only the database has: what a claim is of, and why a learning rate changed."""
+"""Vocabularies that only the database has: what a claim is of, why a learning rate changed, how loud an event is."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+
+EVENT_LEVELS = ("debug", "info", "warning", "error")
 
 
 class ClaimKind(StrEnum):

@@ -40,7 +40,7 @@ from daemon.domain.states import (
     Side,
 )
 from daemon.storage.column_types import ExactFloat, PortableJson, PortableText, UtcDateTime
-from daemon.storage.kinds import ChangeReason, ClaimKind
+from daemon.storage.kinds import EVENT_LEVELS, ChangeReason, ClaimKind
 
 metadata = MetaData(
     naming_convention={
@@ -54,9 +54,6 @@ metadata = MetaData(
 
 _ROW_ID = BigInteger().with_variant(Integer, "sqlite")
 """SQLite numbers rows by itself only in a column declared INTEGER."""
-
-
-LEVELS = ("debug", "info", "warning", "error")
 
 
 def _one_of(column: str, values: type[StrEnum] | tuple[str, ...]) -> CheckConstraint:
@@ -397,6 +394,6 @@ events = Table(
     Column("name", String(128), nullable=False),
     Column("payload", PortableJson, nullable=False),
     Column("at", UtcDateTime, nullable=False),
-    _one_of("level", LEVELS),
+    _one_of("level", EVENT_LEVELS),
     Index("ix_events_run_id_cycle", "run_id", "cycle"),
 )

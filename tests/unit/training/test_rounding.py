@@ -160,8 +160,8 @@ def test_small_steps_survive_stochastic_rounding_and_not_plain_rounding() -> Non
     """200 steps of 1e-5 move bfloat16 weights, rounded stochastically, as far on average as float32 ones.
 
     4096 weights of sizes 0.02 to 1, both signs; each steps up always or down always. Rounding moves a weight that was a
-    bfloat16 by a whole spacing s <= 2^-7 with probability 1e-5 / s: a variance of at most s * 1e-5. Given the past, each
-    rounding is unbiased, so variances add up: the mean displacement of n weights after 200 steps has a standard
+    bfloat16 by a whole spacing s <= 2^-7 with probability 1e-5 / s: a variance of at most s * 1e-5. Given the past,
+    each rounding is unbiased, so variances add up: the mean displacement of n weights after 200 steps has a standard
     deviation of at most sqrt(200 * 1e-5 * 2^-7 / n) = 6.2e-5, five of which are 0.15 of the 2e-3 due. (float32 itself
     rounds each step by at most 2^-25, 0.3 %.) Plain rounding drops steps below half a spacing, which is at least 6e-5
     for weights of 0.02 and more: nothing moves at all.

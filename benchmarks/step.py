@@ -29,7 +29,7 @@ LARGEST_LOSS_DIFFERENCE = 1e-4
 LR = 1e-5
 ORPO_WEIGHT = 0.1
 _PAUSE_S = 0.3
-"""Between two peers: OpenMP threads of the last one spin for up to 0.2 s after their work."""
+"""Between two peers, at most: OpenMP threads of the last one spin for up to 0.2 s after their work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ def _rounds(workers: Mapping[str, Worker], shape: Shape, repeats: int) -> dict[s
 def _one_step(worker: Worker, name: str, shape: Shape, *, memory: bool) -> Measured:
     measured: Measured = worker.call("step", shape, memory)
     sys.stderr.write(f"{shape.name:>5} {'warm-up' if memory else 'timed':<8} {measured.seconds:7.2f} s  {name}\n")
-    time.sleep(_PAUSE_S)
+    time.sleep(min(_PAUSE_S, measured.seconds))
     return measured
 
 

@@ -68,16 +68,19 @@ class Worker:
         return self._receive(method)
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process: between two commands by itself, within one by force."""
         self._connection.close()
-        self._process.terminate()
-        self._process.join(timeout=10)
+        self._process.join(timeout=5)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join(timeout=5)
         if self._process.is_alive():
             self._process.kill()
-            self._process.join(timeout=10)
+            self._process.join(timeout=5)
 
     def _receive(self, doing: str) -> Any:
         if not self._connection.poll(self._timeout_s):
+            self._process.kill()
             raise WorkerError(f"{self._name}: {doing}: no answer within {self._timeout_s:g} s")
         try:
             return self._connection.recv()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from tiny_model import build_tiny_model
 
 from daemon import app
-from daemon.checkpoints.manifest import read_manifest
+from daemon.checkpoints.manifest import FILE_NAME
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config import Loaded, load_config
 from daemon.config.sections import TrainingConfig
@@ -221,7 +221,7 @@ def run_image(file: Path) -> RunImage:
             rows = {table.name: _comparable_rows(connection, table, neutral) for table in metadata.sorted_tables}
     finally:
         engine.dispose()
-    directories = sorted(path.parent for path in (run.state_dir / "checkpoints").glob("*/manifest.json"))
+    directories = sorted(path.parent for path in (run.state_dir / "checkpoints").glob(f"*/{FILE_NAME}"))
     return RunImage(rows, {directory.name: _comparable_manifest(directory) for directory in directories})
 
 
@@ -258,12 +258,11 @@ def _neutral(value: Any, neutral: Mapping[str, str]) -> Any:
 
 
 def _comparable_manifest(directory: Path) -> dict[str, Any]:
-    fields = asdict(read_manifest(directory))
-    del fields["parent_root_hash"]  # the parent's manifest is compared itself
-    if fields["step"] is not None:
-        for name in NOT_COMPARED["steps"]:
-            fields["step"].pop(name, None)
-    return fields
+    """The file as it stands, without times and what hashes them."""
+    fields: dict[str, Any] = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
+    del fields["root_hash"], fields["parent_root_hash"]
+    step = fields["step"] or {}
+    return {**fields, "step": {name: step[name] for name in step if name not in NOT_COMPARED["steps"]}}
 
 
 def _row_differences(name: str, one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[str]:

@@ -287,6 +287,7 @@ def forge_records(file: Path, version: str) -> None:
         manifest,
         blobs={**manifest.blobs, WEIGHTS_FILE: hash_file(directory / WEIGHTS_FILE)},
         weights_digest=tensors_digest(load_file(directory / WEIGHTS_FILE)),
+        as_read=None,
     )
     (directory / FILE_NAME).write_text(forged.to_json(), encoding="utf-8")
     engine = open_database(load(file).config.run.url)

@@ -196,7 +196,7 @@ class Apollo(Optimizer):
         """Apply coefficient * gradient and the weight decay."""
         parameter_MN = local_part(slot.parameter)
         # Only a caller's `write` needs the whole update at once; otherwise a block that stays in the cache will do.
-        num_rows = len(gradient_MN) if self._write else max(1, _BLOCK // gradient_MN.shape[1])
+        num_rows = len(gradient_MN) if self._write else max(1, _BLOCK // max(1, gradient_MN.shape[1]))
         buffer = torch.empty_like(gradient_MN[:num_rows])
         for start in range(0, len(gradient_MN), max(1, num_rows)):
             rows = slice(start, start + num_rows)

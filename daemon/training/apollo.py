@@ -51,7 +51,7 @@ class Apollo(Optimizer):
     `state_tensors` and `load_state_tensors` save and restore. torch's own `load_state_dict` is refused: it would cast
     float32 moments to the parameters' type.
 
-    Source: APOLLO, arXiv 2412.05270, algorithm 1 and section 4.
+    Source: APOLLO, arXiv 2412.05270.
     """
 
     def __init__(

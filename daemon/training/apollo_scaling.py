@@ -27,7 +27,7 @@ def channel_factors(slot: Slot, gradient_CS: Tensor, projected_CK: Tensor, adapt
         projected_CK: R, summed over processes.
         adapted_CK: Adam's direction from R's moments.
 
-    Source: arXiv 2412.05270, equation 5.
+    Source: arXiv 2412.05270 (APOLLO, channel-wise scaling).
     """
     factor_C = _ratio(torch.linalg.vector_norm(adapted_CK, dim=1), torch.linalg.vector_norm(projected_CK, dim=1))
     # The length follows from the channels' lengths: the scaled gradient need not be read again.
@@ -39,7 +39,7 @@ def channel_factors(slot: Slot, gradient_CS: Tensor, projected_CK: Tensor, adapt
 def tensor_factor(slot: Slot, gradient_CS: Tensor, projected_CK: Tensor, adapted_CK: Tensor) -> tuple[Tensor, Tensor]:
     """The whole weight's scaling factor, (1, 1), and the length of the gradient so scaled; arguments as above.
 
-    Source: arXiv 2412.05270, section 4.2 (APOLLO-Mini).
+    Source: arXiv 2412.05270 (APOLLO-Mini, tensor-wise scaling).
     """
     squares = torch.stack([_square_sum(adapted_CK), _square_sum(projected_CK)])
     # Where the smaller dimension is divided, every process has the whole sums already.

@@ -2,8 +2,8 @@
 
 A line is JSON: [CONFIG, MOMENT, FLAG ...]. MOMENT is a cycle state ("swept": right after it was committed), an event
 that is logged ("rolled_back": the verdict is committed, nothing is restored yet), or "renamed" (the checkpoint
-directory has its final name, its row is missing). "MOMENT@N" is that moment of cycle N of a new run; "end@N" runs N
-cycles and ends by itself. Answers with the child's wait status, a line each.
+directory has its final name, its row is missing). "MOMENT@N" is that moment of cycle N, so cycles run until
+then; "end@N" runs N cycles and ends by itself. Answers with the child's wait status, a line each.
 
 An argument seeds every global random generator of the children: whatever it is, nothing may come out differently.
 

@@ -51,16 +51,16 @@ def with_memory(step: Step) -> Measured:
     Raises:
         OSError: this kernel cannot reset a process's peak.
     """
-    gc.collect()
-    _give_freed_memory_back()
+    give_freed_memory_back()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from the present VmRSS
     resting = _status_bytes("VmRSS")
     measured = timed(step)
     return replace(measured, resting_bytes=resting, peak_bytes=_status_bytes("VmHWM"))
 
 
-def _give_freed_memory_back() -> None:
+def give_freed_memory_back() -> None:
     """Without this, what an earlier step freed still counts as resident where the allocator keeps it."""
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

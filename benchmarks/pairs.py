@@ -33,7 +33,7 @@ class Pair:
     rejected: tuple[int, ...]
 
 
-SHAPES = (Shape("1:1", 96, 96), Shape("4:1", 192, 48), Shape("16:1", 384, 24))
+SHAPES = (Shape("1:1", 96, 96), Shape("4:1", 192, 48), Shape("16:1", 320, 20))
 QUICK_SHAPES = (Shape("1:1", 12, 12, 2), Shape("4:1", 24, 6, 2), Shape("16:1", 48, 3, 2))
 PRIMING = Shape("priming", 4, 4, 1)
 """Too small to matter: allocates the optimizer's state before anything is measured."""

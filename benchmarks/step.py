@@ -154,15 +154,21 @@ def _first_steps(workers: Mapping[str, Worker], shape: Shape) -> dict[str, Measu
     for name, worker in workers.items():
         worker.call("reset")
         found[name] = _one_step(worker, name, shape, memory=True)
+        worker.rest()
     return found
 
 
 def _rounds(workers: Mapping[str, Worker], shape: Shape, repeats: int) -> dict[str, list[Measured]]:
-    """A B C, A B C, ...: a slow minute of the machine hits every peer alike."""
+    """A B C, A B C, ...: a slow minute of the machine hits every peer alike.
+
+    Memory is given back between shapes only: within one, the next step would pay for getting it again.
+    """
     found: dict[str, list[Measured]] = {name: [] for name in workers}
     for _ in range(repeats):
         for name, worker in workers.items():
             found[name].append(_one_step(worker, name, shape, memory=False))
+    for worker in workers.values():
+        worker.rest()
     return found
 
 

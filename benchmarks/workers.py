@@ -13,6 +13,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from benchmarks.measure import give_freed_memory_back
+
 QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -23,6 +25,10 @@ QUIET = {
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
 """Everything is local: no network, and no progress bars between the lines of the table."""
+
+
+_REST = "rest"
+"""Answered by every worker itself, not by its peer."""
 
 
 class WorkerError(Exception):
@@ -66,6 +72,14 @@ class Worker:
         with suppress(BrokenPipeError):  # the worker is dead: receiving says how it ended
             self._connection.send((method, arguments))
         return self._receive(method)
+
+    def rest(self) -> None:
+        """Have it give back the memory that it does not use: all peers together need more than most machines have.
+
+        Raises:
+            WorkerError: the process died.
+        """
+        self.call(_REST)
 
     def close(self) -> None:
         """End the process: between two commands by itself, within one by force."""
@@ -121,4 +135,8 @@ def _serve(connection: Connection, factory: str, arguments: tuple[Any, ...]) -> 
             method, parameters = connection.recv()
         except EOFError:
             return
-        connection.send(getattr(peer, method)(*parameters))
+        if method == _REST:
+            give_freed_memory_back()
+            connection.send(None)
+        else:
+            connection.send(getattr(peer, method)(*parameters))

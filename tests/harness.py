@@ -81,10 +81,18 @@ def write_config(directory: Path, url: str, **sections: dict[str, Any]) -> Path:
         settings.setdefault(name, {}).update(values)
     lines = []
     for name, values in settings.items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+        lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
     file = directory / "dreamd.toml"
     file.write_text("\n".join(lines) + "\n")
     return file
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value)
 
 
 def make_run(directory: Path, url: str, **sections: dict[str, Any]) -> Path:

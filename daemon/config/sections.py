@@ -326,7 +326,7 @@ class WatchdogConfig(Section):
     num_standard_errors: Annotated[float, Field(ge=0.0)] = 3.3
     """Regressed when mean difference minus this many standard errors (over documents) exceeds the margin."""
     max_update_norm_ratio: Annotated[float, Field(gt=1.0)] = 10.0
-    """Hard gate: update norm over its median in the last 20 promoted steps (from 5 on)."""
+    """Hard gate: update norm over learning rate, over its median in the last 20 promoted steps (from 5 on)."""
     chosen_falling_cycles: Annotated[int, Field(ge=2)] = 5
     """Hard gate: held-out chosen log-probability fell this many cycles in a row ..."""
     chosen_falling_total: Annotated[float, Field(ge=0.0)] = 0.05

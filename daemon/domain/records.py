@@ -286,7 +286,7 @@ class History:
     """A1: the last baked checkpoint, or the base."""
     base: tuple[ProbeResult, ...]
     """A0: the pinned base."""
-    update_rms: tuple[float, ...] = ()
+    update_rms_over_lr: tuple[float, ...] = ()
     """Of the earlier promoted steps, oldest first."""
     chosen_logp: tuple[float, ...] = ()
     """Mean held-out chosen log-probability of the head's ancestry, base first, parent last."""

@@ -86,7 +86,7 @@ def history(connection: Connection, run_id: int, parent_version: str, baked_afte
         parent=results(connection, run_id, lineage[0].version),
         baked=results(connection, run_id, baked(lineage, baked_after).version),
         base=results(connection, run_id, lineage[-1].version),
-        update_rms=_update_rms(connection, run_id, recent),
+        update_rms_over_lr=_update_rms_over_lr(connection, run_id, recent),
         chosen_logp=_chosen_logp(connection, run_id, recent),
     )
 
@@ -143,13 +143,13 @@ def _example_rows(connection: Connection, run_id: int, number: int) -> Sequence[
     ).all()
 
 
-def _update_rms(connection: Connection, run_id: int, lineage: Sequence[Checkpoint]) -> tuple[float, ...]:
+def _update_rms_over_lr(connection: Connection, run_id: int, lineage: Sequence[Checkpoint]) -> tuple[float, ...]:
     """Of the steps that made `lineage`, in its order."""
     numbers = [found.cycle_number for found in lineage if found.cycle_number is not None]
     found = connection.execute(
-        sa.select(steps.c.cycle, steps.c.update_rms).where(steps.c.run_id == run_id, steps.c.cycle.in_(numbers))
+        sa.select(steps.c.cycle, steps.c.update_rms_over_lr).where(steps.c.run_id == run_id, steps.c.cycle.in_(numbers))
     )
-    by_cycle = {row.cycle: row.update_rms for row in found}
+    by_cycle = {row.cycle: row.update_rms_over_lr for row in found}
     return tuple(by_cycle[number] for number in numbers if number in by_cycle)
 
 

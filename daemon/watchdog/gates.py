@@ -73,10 +73,11 @@ def nll_rise_gate(rise: float, limit: float) -> Gate:
     return Gate("nll_rise", rise, limit, rise > limit, sentence)
 
 
-def update_norm_gate(update_rms: float, earlier: Sequence[float], max_ratio: float) -> Gate:
+def update_norm_gate(update: float, earlier: Sequence[float], max_ratio: float) -> Gate:
     """Trips when the update is more than `max_ratio` times the median of the last 20 promoted steps.
 
-    The root mean square stands for the norm: their ratio is fixed by the number of weights.
+    The root mean square stands for the norm: their ratio is fixed by the number of weights. Both are in units of their
+    step's learning rate: a plan's next phase may have a rate twenty times as high, and that is no accident.
     """
     known = [value for value in earlier if math.isfinite(value)][-NUM_UPDATES:]
     if len(known) < MIN_UPDATES:
@@ -84,9 +85,9 @@ def update_norm_gate(update_rms: float, earlier: Sequence[float], max_ratio: flo
         return Gate("update_norm", None, None, False, sentence)
     usual = median(known)
     limit = max_ratio * usual
-    ratio = f"{update_rms / usual:.2f} times" if usual > 0 else "not comparable with"
-    sentence = f"the update ({update_rms:.3g}) is {ratio} the usual one ({usual:.3g}), gate {max_ratio:g} times"
-    return Gate("update_norm", update_rms, limit, update_rms > limit, sentence)
+    ratio = f"{update / usual:.2f} times" if usual > 0 else "not comparable with"
+    sentence = f"the update ({update:.3g} lr) is {ratio} the usual one ({usual:.3g} lr), gate {max_ratio:g} times"
+    return Gate("update_norm", update, limit, update > limit, sentence)
 
 
 def chosen_falling_gate(ancestry: Sequence[float], now: float, num_cycles: int, total: float) -> Gate:

@@ -102,7 +102,9 @@ class Watchdog:
         looked_at = (
             finite,
             gates.nll_rise_gate(paired_difference(nll[CANDIDATE], nll[PARENT]).mean, config.max_nll_rise),
-            gates.update_norm_gate(evidence.step.update_rms, history.update_rms, config.max_update_norm_ratio),
+            gates.update_norm_gate(
+                evidence.step.update_rms_over_lr, history.update_rms_over_lr, config.max_update_norm_ratio
+            ),
         )
         margins = {
             name: MarginCheck(

@@ -12,6 +12,7 @@ from harness import RecordingObserver, check_invariants, dream, load, make_run, 
 
 from daemon import app
 from daemon.checkpoints.store import DirectoryStore
+from daemon.config.schedule import plan_step
 from daemon.domain.errors import (
     CheckpointError,
     ConfigError,
@@ -309,3 +310,34 @@ def test_a_larger_suite_with_a_published_candidate(sqlite_run: Path) -> None:
     assert outcomes(sqlite_run) == ["promoted", "promoted"]
     assert len(nll(sqlite_run, "base")) == len(nll(sqlite_run, "cycle-000001")) == 12
     check_invariants(sqlite_run)
+
+
+PLAN = [
+    {"objective": "sft", "cycles": 1},
+    {"objective": "orpo", "cycles": 5, "schedule": "cosine"},
+    {"objective": "dpop", "cycles": 1},
+    {"objective": "dpo", "cycles": 1, "lr": 1e-6},
+    {"objective": "orpo"},
+]
+
+
+def test_a_plan_of_phases_runs_through(tmp_path: Path) -> None:
+    """SFT, ORPO, DPOP, DPO, ORPO: each step has its phase's objective, rate and reference, every change is a row, and
+    a rate twenty times the last one does not look like an accident to the watchdog."""
+    training = {"phases": PLAN, "reference": "baked", "rank": 4}
+    kept = {"keep_last": 20}  # the replay needs the references
+    file = make_run(tmp_path, "", training=training, watchdog={"baked_after": 3}, checkpoints=kept)
+    dream(file, 9)
+    assert outcomes(file) == ["promoted"] * 9
+    steps = query(file, "select cycle, phase, objective, reference_version, lr from steps order by cycle")
+    assert [row[1:4] for row in steps] == [
+        (1, "sft", None),
+        *[(2, "orpo", None)] * 5,
+        (3, "dpop", "cycle-000003"),
+        (4, "dpo", "cycle-000003"),
+        (5, "orpo", None),
+    ]
+    assert [row[4] for row in steps] == [plan_step(load(file).config.training, cycle).lr for cycle in range(1, 10)]
+    reasons = ["first step", "phase", *["schedule"] * 4, "phase", "phase", "phase"]
+    assert query(file, "select cycle, reason from lr_changes order by cycle") == list(enumerate(reasons, start=1))
+    check_invariants(file)

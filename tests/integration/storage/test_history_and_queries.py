@@ -123,13 +123,13 @@ def test_history_compares_with_parent_baked_and_base(ledger: SqlLedger) -> None:
     ledger.record_probes(BASE_VERSION, _measured(next(values)), None)
     for number in range(1, 5):
         cycle = drive_to(ledger, CycleState.CLAIMED)
-        cycle = ledger.record_step(cycle, make_step_report(2, update_rms=number * 1e-6))
+        cycle = ledger.record_step(cycle, make_step_report(2, update_rms=number * 1e-6, lr=1e-5))
         cycle = ledger.record_published(cycle, make_candidate(cycle))
         ledger.record_probes(str(cycle.candidate_version), _measured(next(values)), cycle)
         ledger.promote(ledger.probed(cycle), make_verdict())
     history = ledger.history(drive_to(ledger, CycleState.PUBLISHED))
     assert [_nll(results) for results in (history.parent, history.baked, history.base)] == [3.4, 3.2, 3.0]
-    assert history.update_rms == (1e-6, 2e-6, 3e-6, 4e-6)
+    assert history.update_rms_over_lr == pytest.approx((0.1, 0.2, 0.3, 0.4))
     assert history.chosen_logp == (-3.0, -3.1, -3.2, -3.3, -3.4)
 
 
@@ -138,7 +138,7 @@ def test_history_of_the_first_cycle(ledger: SqlLedger) -> None:
     ledger.record_probes(BASE_VERSION, _measured(3.0), None)
     history = ledger.history(drive_to(ledger, CycleState.PROBED))
     assert history.parent == history.baked == history.base == ledger.probe_results(BASE_VERSION)
-    assert (history.update_rms, history.chosen_logp) == ((), (-3.0,))
+    assert (history.update_rms_over_lr, history.chosen_logp) == ((), (-3.0,))
 
 
 def test_history_leaves_out_what_was_rolled_back(ledger: SqlLedger) -> None:
@@ -147,7 +147,7 @@ def test_history_leaves_out_what_was_rolled_back(ledger: SqlLedger) -> None:
     ledger.record_probes(str(rejected.candidate_version), _measured(9.0), rejected)
     ledger.roll_back(rejected, make_verdict(Decision.ROLL_BACK), ledger.head())
     history = ledger.history(drive_to(ledger, CycleState.PROBED))
-    assert (history.parent, history.update_rms, history.chosen_logp) == ((), (), ())
+    assert (history.parent, history.update_rms_over_lr, history.chosen_logp) == ((), (), ())
 
 
 def test_status_of_a_run(hand_made: SqlLedger, engine: Engine) -> None:

@@ -60,18 +60,21 @@ def test_the_nll_gate_says_its_figures_in_one_sentence() -> None:
 @pytest.mark.parametrize(
     ("earlier", "update", "refused"),
     [
-        ([1e-5] * 5, 0.99e-4, False),
-        ([1e-5] * 5, 1.01e-4, True),
-        ([1e-5] * 4, 1.0, False),  # too few to know what is usual
-        ([1e-5, 1e-5, 1e-5, 1e-5, 1e-2], 1.01e-4, True),  # the median, not the mean
-        ([1.0] * 30 + [1e-5] * 20, 1.01e-4, True),  # the last 20 only
-        ([1e-5] * 4 + [math.nan], 1.0, False),  # a value that is no number is not known
+        ([0.5] * 5, 4.9, False),
+        ([0.5] * 5, 5.1, True),
+        ([0.5] * 4, 1e5, False),  # too few to know what is usual
+        ([0.5, 0.5, 0.5, 0.5, 500.0], 5.1, True),  # the median, not the mean
+        ([5e4] * 30 + [0.5] * 20, 5.1, True),  # the last 20 only
+        ([0.5] * 4 + [math.nan], 1e5, False),  # a value that is no number is not known
     ],
 )
 def test_update_norm_gate(earlier: list[float], update: float, refused: bool) -> None:
-    """An update over 10x the median of the last 20 is refused, once 5 are known."""
-    verdict = WATCHDOG.gate(history(update_rms=earlier), evidence(trainer_results(), update_rms=update))
-    assert (verdict is not None) is refused
+    """An update over 10x the median of the last 20, in units of the learning rate, is refused, once 5 are known."""
+    for lr in (1e-5, 5e-7):  # another phase's rate does not matter
+        verdict = WATCHDOG.gate(
+            history(update_rms_over_lr=earlier), evidence(trainer_results(), update_rms=update * lr, lr=lr)
+        )
+        assert (verdict is not None) is refused
 
 
 def test_update_gate_with_a_usual_update_of_zero() -> None:
@@ -138,10 +141,12 @@ def test_an_answer_must_say_whether_it_is_degenerate() -> None:
 
 def test_every_gate_is_in_the_evidence_with_value_and_limit() -> None:
     """An operator sees how near each gate was, also of a promoted candidate."""
-    verdict = WATCHDOG.judge(history(update_rms=[STEP.update_rms] * 5), evidence(results(shifted(0.005))))
+    verdict = WATCHDOG.judge(
+        history(update_rms_over_lr=[STEP.update_rms_over_lr] * 5), evidence(results(shifted(0.005)))
+    )
     looked_at = {gate["name"]: gate for gate in verdict.evidence["gates"]}
     assert list(looked_at) == ["finite", "nll_rise", "update_norm", "degenerate", "chosen_falling"]
     assert looked_at["nll_rise"]["value"] == pytest.approx(0.005)
     assert looked_at["nll_rise"]["limit"] == 0.1
-    assert looked_at["update_norm"]["limit"] == pytest.approx(1e-4)
+    assert looked_at["update_norm"]["limit"] == pytest.approx(10.0)
     assert not any(gate["tripped"] for gate in looked_at.values())

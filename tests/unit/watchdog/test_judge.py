@@ -180,7 +180,7 @@ def test_the_order_of_results_does_not_matter(shuffler: random.Random, shift: fl
 )
 def test_evidence_is_strict_json(nll: list[float | None], update_rms: float) -> None:
     """Evidence survives a round trip through JSON without NaN or Infinity, whatever was measured."""
-    verdict = WATCHDOG.judge(history(update_rms=[1e-5] * 6), evidence(results(nll), update_rms=update_rms))
+    verdict = WATCHDOG.judge(history(update_rms_over_lr=[1.0] * 6), evidence(results(nll), update_rms=update_rms))
     assert json.loads(json.dumps(verdict.evidence, allow_nan=False)) == verdict.evidence
 
 

@@ -76,9 +76,9 @@ def history(
     parent: Sequence[ProbeResult] | None = None,
     baked: Sequence[ProbeResult] | None = None,
     base: Sequence[ProbeResult] | None = None,
-    update_rms: Sequence[float] = (),
+    update_rms_over_lr: Sequence[float] = (),
     chosen_logp: Sequence[float] = (-1.75,),
 ) -> History:
     """Anchors that equal `results()` unless given."""
     anchors = [tuple(results() if anchor is None else anchor) for anchor in (parent, baked, base)]
-    return History(*anchors, update_rms=tuple(update_rms), chosen_logp=tuple(chosen_logp))
+    return History(*anchors, update_rms_over_lr=tuple(update_rms_over_lr), chosen_logp=tuple(chosen_logp))

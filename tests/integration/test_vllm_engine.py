@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import make_example, make_scenario
 from torch import Tensor
 
 from daemon.config.sections import SweepConfig, TrainingConfig
 from daemon.domain.errors import EngineError, StopRequested
-from daemon.domain.records import Generation, GenerationRequest, Message
+from daemon.domain.records import Batch, Generation, GenerationRequest, Message
 from daemon.sweep.vllm_engine import VllmEngine
 from daemon.training.encoder import ChatEncoder
 from daemon.training.policy import TorchPolicy
@@ -88,6 +89,28 @@ def test_sync_is_complete(rig: Rig) -> None:
     assert rig.engine.weights_match(rig.policy.weights())
     assert rig.difference("Name a colour.") < 1e-4
     assert rig.difference(LONG) < 1e-4
+
+
+def test_a_bfloat16_trainer_is_served(rig: Rig, small_model: Path) -> None:
+    """The engine holds bfloat16-stochastic weights exactly; its answers' log-probabilities agree within that precision,
+    and a gentle step of such a trainer is told apart."""
+    training = TrainingConfig(precision="bf16-stochastic")
+    policy = TorchPolicy(small_model, training, "cpu", lambda checkpoint: small_model)
+    policy.adopt("base")
+    rig.engine.sync(policy.weights(), "bfloat16")
+    assert rig.engine.weights_match(policy.weights())
+    request = rig.request("Name a colour.")
+    (answer,) = rig.generate(request)
+    scores = policy.score(request.prompt_token_ids, answer.token_ids)
+    differences = [abs(a - b) for a, b in zip(answer.logprobs, scores, strict=True)]
+    assert sum(differences) / len(differences) < policy.logprob_tolerance
+    ids = {"prompt_token_ids": request.prompt_token_ids, "chosen_token_ids": answer.token_ids}
+    example = make_example(make_scenario(), **ids)
+    report = policy.step(Batch(1, "base", "b" * 64, (example,)))
+    assert report.bf16_changed is not None and report.bf16_changed > 0
+    assert not rig.engine.weights_match(policy.weights())
+    rig.engine.sync(policy.weights(), "stepped")
+    assert rig.engine.weights_match(policy.weights())
 
 
 def test_forgotten_tied_head_would_be_noticed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

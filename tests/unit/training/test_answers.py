@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import EXAMPLES, KINDS, float64_everywhere
+from small_models import EXAMPLES, KINDS, VOCABULARY, float64_everywhere
 from torch import Tensor
 from transformers import DynamicCache
 
 from daemon.domain.records import Example
 from daemon.training.answers import AnswerModel
+from daemon.training.head import Head
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
 """For float64 results that differ only by the order of additions."""
@@ -154,6 +155,45 @@ def test_chunks_and_checkpointing_change_nothing(model: Any, frozen: bool) -> No
     found = scored(small, MIXED, frozen=frozen)
     torch.testing.assert_close(found, plain_way, **TOLERANCE)
     torch.testing.assert_close(gradients(model, weighted(found)), expected, **TOLERANCE)
+
+
+def test_logits_exist_at_response_positions_only_and_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row of logits per response token, a chunk at most at once: nothing grows with vocabulary x context."""
+    model, rows = KINDS["llama"](), []
+    logits = Head.logits
+
+    def counted(self: Head, hidden_KW: Tensor) -> Tensor:
+        rows.append(len(hidden_KW))
+        return logits(self, hidden_KW)
+
+    answers = AnswerModel(model, logits_chunk=4)
+    monkeypatch.setattr(Head, "logits", counted)
+    scored(answers, MIXED, frozen=False)
+    assert sum(rows) == sum(len(side) for one in MIXED for side in sides(one))
+    assert max(rows) <= 4
+
+
+def kept_bytes(answers: AnswerModel) -> int:
+    """What a forward pass keeps for its backward pass."""
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += 0 if isinstance(tensor, torch.nn.Parameter) else tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        scored(answers, MIXED, frozen=False)
+    return kept
+
+
+def test_checkpointing_and_chunks_keep_less_for_the_backward_pass() -> None:
+    """Recomputed activations and chunked logits each leave much less behind; together a tenth."""
+    usual = kept_bytes(AnswerModel(KINDS["llama"](), logits_chunk=512))
+    chunked = kept_bytes(AnswerModel(KINDS["llama"](), logits_chunk=4))
+    both = kept_bytes(AnswerModel(KINDS["llama"](), logits_chunk=4, activation_checkpointing=True))
+    assert chunked < usual - 20 * VOCABULARY * 8  # 25 tokens' float64 logits, less the last chunk
+    assert both < usual / 10
 
 
 def test_a_prompt_of_one_token_has_no_context(model: Any) -> None:

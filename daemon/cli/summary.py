@@ -58,7 +58,7 @@ def _parts(found: Record) -> Iterator[tuple[str, str]]:
 
 def _step(summary: Record, step: Record | None) -> str:
     rejected = "-" if summary["rejected_logprob"] is None else f"{summary['rejected_logprob']:.3f}"
-    rate = "" if step is None else f" (lr {step['lr']:g})"
+    rate = "" if step is None else f" ({step['objective']}, lr {step['lr']:g})"
     return f"loss {summary['loss']:.4f}, log p chosen {summary['chosen_logprob']:.3f}, rejected {rejected}{rate}"
 
 

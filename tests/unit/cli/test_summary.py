@@ -29,7 +29,7 @@ def test_a_promoted_cycle_shows_every_figure(state_dir: Path) -> None:
         "  scenarios  2: accept 2",
         "  sweep      2 answers; 1 of 2 unguided, judged ones passed",
         "  examples   2 pairs, 0 chosen-only",
-        "  step       loss 2.5000, log p chosen -2.400, rejected -2.000 (lr 1e-05)",
+        "  step       loss 2.5000, log p chosen -2.400, rejected -2.000 (orpo, lr 1e-05)",
         "  held-out   NLL 2.9000 (-0.1000 against the base, -0.1000 against the parent)",
         "  behaviour  accept 100 % (parent 0 %), push back 100 % (parent 0 %)",
         "  engine     vllm: mean |log p| difference from the trainer 2.0e-06 nats, weights equal",

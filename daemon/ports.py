@@ -98,6 +98,7 @@ class Policy(Protocol):
 
         Raises:
             CheckpointError: it does not verify; the live policy is unchanged.
+            ConfigError: it was made with settings that cannot continue it; likewise.
         """
 
     @property

@@ -66,14 +66,12 @@ def _dream(stages: Stages, cycle: Cycle, head: Checkpoint) -> Outcome:
     if not examples:
         return ledger.close(cycle, Outcome.SKIPPED, "nothing to learn: every answer passed, or no usable pair")
 
+    reference = _reference(stages, cycle)  # before the claim: a damaged anchor must not cost a batch
     observer.check_stop()  # the last moment at which stopping costs nothing
     with stages.stage(cycle, "step"):
         cycle, batch = ledger.claim(cycle, examples)  # committed before the optimizer moves: never repeated
         _committed(stages, cycle)
-        anchor = stages.policy.reference(cycle.number)
-        if anchor is not None:
-            batch = replace(batch, reference=find_target(stages, cycle, anchor))
-        report = stages.policy.step(batch)
+        report = stages.policy.step(replace(batch, reference=reference))
         cycle = _committed(stages, ledger.record_step(cycle, report))
     with stages.stage(cycle, "publish"):
         candidate = stages.store.publish(
@@ -87,6 +85,16 @@ def _dream(stages: Stages, cycle: Cycle, head: Checkpoint) -> Outcome:
         stages.policy.adopt(candidate.version)
         cycle = _committed(stages, ledger.record_published(cycle, candidate))
     return evaluate(stages, cycle, candidate)
+
+
+def _reference(stages: Stages, cycle: Cycle) -> Checkpoint | None:
+    """The verified anchor that the cycle's objective compares with, if it does."""
+    anchor = stages.policy.reference(cycle.number)
+    if anchor is None:
+        return None
+    reference = find_target(stages, cycle, anchor)
+    stages.store.verify(reference.version)
+    return reference
 
 
 def version_of(cycle: Cycle) -> str:

@@ -201,7 +201,7 @@ class StepReport:
     """chosen_logprob - rejected_logprob over the pairs."""
     grad_norm: float
     update_rms: float
-    """Root mean square of the weight change."""
+    """Root mean square of the update that the optimizer asked for; in float32, of the weight change."""
     num_examples: int
     num_pairs: int
     num_tokens: int

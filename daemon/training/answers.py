@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from daemon.domain.errors import ModelError
 from daemon.domain.records import Example
 from daemon.training.context import Context
 from daemon.training.head import Head
@@ -54,7 +55,7 @@ class AnswerModel:
         self._logits_chunk = logits_chunk
         self.seconds: dict[str, float] = {}
         """Seconds spent in each part since it was last cleared."""
-        Context(model.config)  # refuses an unsupported model now rather than at the first step
+        self._check()
         if activation_checkpointing:
             for layer in model.modules():
                 if isinstance(layer, GradientCheckpointingLayer):
@@ -92,6 +93,8 @@ class AnswerModel:
         """Add the seconds spent inside to `seconds[part]`."""
         started = time.monotonic()
         yield
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)
         self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - started
 
     def _encode(self, prompts: Sequence[Sequence[int]]) -> tuple[Context | None, Tensor | None, Tensor | None]:
@@ -133,14 +136,15 @@ class AnswerModel:
         ids_AT = self._tensor(inputs)
         if context is None or mask_EP is None:
             return self._hidden(input_ids=ids_AT, use_cache=False)
-        mask_AP = mask_EP[self._tensor(rows)]
+        rows_A = self._tensor(rows)
+        mask_AP = mask_EP[rows_A]
         steps_T = torch.arange(width, device=ids_AT.device)
         return self._hidden(
             input_ids=ids_AT,
             # Nothing sees the padding behind an answer, so it needs no mask.
             attention_mask=torch.cat([mask_AP, torch.ones_like(ids_AT)], dim=1),
             position_ids=mask_AP.sum(dim=1, keepdim=True) + steps_T,
-            past_key_values=context.select(rows),
+            past_key_values=context.select(rows_A),
             use_cache=True,
         )
 
@@ -159,6 +163,23 @@ class AnswerModel:
         hidden = [hidden_PW[-length:] for hidden_PW, length in zip(hidden_EPW, lengths, strict=True)]
         flat = self._score(torch.cat(hidden), [token for tokens in targets for token in tokens])
         return list(torch.split(flat, lengths))
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Continue a context once, before anything depends on it: some models ignore one without an error."""
+        prompt, answer = [[0, 1, 2, 3]], [[4, 5, 6]]
+        try:
+            context, mask, _ = self._encode(prompt)
+            found = self._continue(context, mask, [0], [prompt[0][-1]], answer)[0]
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(f"{type(self._model).__name__}: the trainer cannot continue a context: {error}") from error
+        expected = self._hidden(input_ids=self._tensor([[*prompt[0], *answer[0][:-1]]]), use_cache=False)[0, 3:]
+        tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 1e-1
+        if expected.shape != found.shape or (expected - found).norm() > tolerance * expected.norm():
+            raise ModelError(
+                f"{type(self._model).__name__}: an answer continued from a prompt's context differs from the whole "
+                "sequence's; the trainer cannot train this kind of model"
+            )
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.tensor(values, device=self._model.device)

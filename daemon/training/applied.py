@@ -23,7 +23,7 @@ class Applied:
     """What one optimizer step did to all weights together."""
 
     rms: float
-    """Root mean square of the weight change."""
+    """Root mean square of the intended change. Of the applied one in bfloat16 most is rounding, to and fro."""
     cosine: float | None
     """Cosine of the intended and the applied change; None when one of them is zero."""
     bf16_changed: float
@@ -73,7 +73,7 @@ class UpdateWriter:
         applied, wanted, both, changed = self._sums.tolist()
         length = math.sqrt(applied * wanted)
         return Applied(
-            rms=math.sqrt(applied / self._num_weights),
+            rms=math.sqrt(wanted / self._num_weights),
             cosine=both / length if length > 0 else None,
             bf16_changed=changed / self._num_weights,
         )

@@ -10,14 +10,20 @@ Shapes: `A` answers, `H` heads, `T` tokens, `D` head width, `C` channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
 
 from daemon.domain.errors import ModelError
 
@@ -36,11 +42,11 @@ class Context(Cache):
         """
         super().__init__(layers=[_new_layer(layer) for layer in DynamicCache(config=config).layers])
 
-    def select(self, rows: Sequence[int]) -> Context:
-        """The context of each answer: its prompt's, `rows[answer]` of this one; read, and never changed."""
+    def select(self, rows_A: Tensor) -> Context:
+        """The context of each answer: its prompt's, `rows_A[answer]` of this one; read, and never changed."""
         chosen = Context.__new__(Context)
         layers: list[Any] = self.layers
-        Cache.__init__(chosen, layers=[layer.select(rows) for layer in layers])
+        Cache.__init__(chosen, layers=[layer.select(rows_A) for layer in layers])
         return chosen
 
 
@@ -59,9 +65,9 @@ class _Attention(CacheLayerMixin):  # type: ignore[no-untyped-call]  # its __ini
         self.keys, self.values = key_states, value_states
         return key_states, value_states
 
-    def select(self, rows: Sequence[int]) -> _Attention:
+    def select(self, rows_A: Tensor) -> _Attention:
         chosen = _Attention(self.is_sliding)
-        chosen.keys, chosen.values, chosen.reading = _rows(self.keys, rows), _rows(self.values, rows), True
+        chosen.keys, chosen.values, chosen.reading = _rows(self.keys, rows_A), _rows(self.values, rows_A), True
         return chosen
 
     def get_seq_length(self) -> int:
@@ -106,11 +112,11 @@ class _Recurrent(LinearAttentionCacheLayerMixin):
             self.recurrent_states[state_idx] = recurrent_states
         return recurrent_states
 
-    def select(self, rows: Sequence[int]) -> _Recurrent:
+    def select(self, rows_A: Tensor) -> _Recurrent:
         chosen = _Recurrent(self.number_of_states)
         for index in range(self.number_of_states):
-            chosen.conv_states[index] = _rows(self.conv_states[index], rows)
-            chosen.recurrent_states[index] = _rows(self.recurrent_states[index], rows)
+            chosen.conv_states[index] = _rows(self.conv_states[index], rows_A)
+            chosen.recurrent_states[index] = _rows(self.recurrent_states[index], rows_A)
             chosen.has_previous_state[index] = self.conv_states[index] is not None
         return chosen
 
@@ -120,15 +126,15 @@ class _Recurrent(LinearAttentionCacheLayerMixin):
 
 def _new_layer(template: Any) -> Any:
     """The remembering counterpart of a layer of transformers' own cache."""
-    is_recurrent = isinstance(template, LinearAttentionCacheLayerMixin)
-    if is_recurrent and isinstance(template, CacheLayerMixin):
-        raise ModelError(
-            f"this model's layers mix attention and linear attention ({type(template).__name__}), which the trainer "
-            "cannot continue a context of; use a model whose layers are one or the other"
-        )
-    if is_recurrent:
+    kind = type(template)
+    if kind is LinearAttentionLayer:
         return _Recurrent(template.number_of_states)
-    return _Attention(getattr(template, "is_sliding", False))
+    if kind in (DynamicLayer, DynamicSlidingWindowLayer):
+        return _Attention(getattr(template, "is_sliding", False))
+    raise ModelError(
+        f"the trainer cannot continue a context of this model's layers ({kind.__name__}); use a model whose layers are "
+        "attention or linear attention, each one or the other"
+    )
 
 
 def _join(remembered: Tensor | None, new: Tensor, dim: int) -> Tensor:
@@ -136,5 +142,5 @@ def _join(remembered: Tensor | None, new: Tensor, dim: int) -> Tensor:
     return torch.cat([remembered, new], dim=dim)
 
 
-def _rows(tensor: Tensor | None, rows: Sequence[int]) -> Tensor | None:
-    return None if tensor is None else tensor.index_select(0, torch.tensor(rows, device=tensor.device))
+def _rows(tensor: Tensor | None, rows_A: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor.index_select(0, rows_A)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from daemon.config.schedule import StepPlan, plan_step
 from daemon.config.sections import TrainingConfig
-from daemon.domain.errors import CheckpointError, DreamdError, ModelError, NonFiniteError, OffPolicyError
+from daemon.domain.errors import CheckpointError, ConfigError, DreamdError, ModelError, NonFiniteError, OffPolicyError
 from daemon.domain.hashing import derive_seed
 from daemon.domain.records import Batch, Checkpoint, PolicyDigests, StepReport
 from daemon.domain.states import RollbackTarget
@@ -79,6 +79,7 @@ class TorchPolicy:
             logits_chunk=config.logits_chunk,
             activation_checkpointing=config.activation_checkpointing,
         )
+        _refuse_buffers(self._model, model_dir)
         # named_parameters() lists a tied tensor once, so a tied lm_head is neither saved nor stepped twice.
         self._parameters: dict[str, Tensor] = dict(self._model.named_parameters())
         self._writer = UpdateWriter(seed)
@@ -124,9 +125,9 @@ class TorchPolicy:
     def step(self, batch: Batch) -> StepReport:
         self._refuse_off_policy(batch)
         plan = plan_step(self._config, batch.cycle_number)
-        reference = self._reference_logprobs(batch, plan)
         memory = PeakMemory(self._device)
         self._answers.seconds.clear()
+        reference = self._reference_logprobs(batch, plan)
         self._optimizer.zero_grad(set_to_none=True)
         self._model.train()
         try:
@@ -263,7 +264,7 @@ class TorchPolicy:
         for name, tensor in weights.items():
             if tensor.dtype != self._parameters[name].dtype:
                 other = {dtype: precision for precision, dtype in _DTYPES.items()}.get(tensor.dtype, tensor.dtype)
-                raise CheckpointError(
+                raise ConfigError(
                     f"{checkpoint.version}: its weights are {tensor.dtype}, of precision {other}; set "
                     f'training.precision = "{other}", or start a new run for {self._config.precision}'
                 )
@@ -274,14 +275,14 @@ class TorchPolicy:
         with safe_open(file, framework="pt") as opened:
             kind = json.loads((opened.metadata() or {}).get("optimizer", "null"))
         if state and kind != self._config.optimizer:
-            raise CheckpointError(
+            raise ConfigError(
                 f'{checkpoint.version}: its optimizer state is of {kind}; set training.optimizer = "{kind}", '
                 f"or start a new run for {self._config.optimizer}"
             )
         try:
             optimizer.load_state_tensors(state)
         except ValueError as error:
-            raise CheckpointError(
+            raise ConfigError(
                 f"{checkpoint.version}: its optimizer state does not fit ({error}); set training.rank back to what it "
                 "was, or start a new run"
             ) from error
@@ -305,6 +306,13 @@ class TorchPolicy:
 
     def _cuda_devices(self) -> list[int]:
         return [torch.device(self._device).index or 0] if self._device.startswith("cuda") else []
+
+
+def _refuse_buffers(model: Any, model_dir: Path) -> None:
+    """A checkpoint holds parameters; what a model saves beside them would be lost from it."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name in sorted(model.state_dict().keys() - parameters):
+        raise ModelError(f"{model_dir}: the model keeps {name} beside its parameters, which dreamd cannot checkpoint")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -9,6 +9,8 @@ Shapes: `N` elements of the tensor in memory order, `C` elements of one block.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -64,6 +66,7 @@ def _check(target_bf16: Tensor, value_fp32: Tensor, offset: int) -> None:
         raise ValueError(f"offset {offset} is negative")
 
 
+@lru_cache(maxsize=8)
 def _scrambled_counters(device: torch.device) -> Tensor:
     """The key-free first stage of the hash for the counters 0 .. C-1, int32: computed once for all blocks."""
     counters_C = torch.arange(_BLOCK, dtype=torch.int32, device=device).mul_(_signed(0x9E3779B1))

@@ -79,14 +79,16 @@ def update_norm_gate(update: float, earlier: Sequence[float], max_ratio: float) 
     The root mean square stands for the norm: their ratio is fixed by the number of weights. Both are in units of their
     step's learning rate: a plan's next phase may have a rate twenty times as high, and that is no accident.
     """
-    known = [value for value in earlier if math.isfinite(value)][-NUM_UPDATES:]
+    known = [value for value in earlier if math.isfinite(value) and value > 0][-NUM_UPDATES:]
     if len(known) < MIN_UPDATES:
         sentence = f"{len(known)} earlier updates are known, the gate starts at {MIN_UPDATES}"
         return Gate("update_norm", None, None, False, sentence)
     usual = median(known)
     limit = max_ratio * usual
-    ratio = f"{update / usual:.2f} times" if usual > 0 else "not comparable with"
-    sentence = f"the update ({update:.3g} lr) is {ratio} the usual one ({usual:.3g} lr), gate {max_ratio:g} times"
+    ratio = update / usual
+    sentence = (
+        f"the update ({update:.3g} lr) is {ratio:.2f} times the usual one ({usual:.3g} lr), gate {max_ratio:g} times"
+    )
     return Gate("update_norm", update, limit, update > limit, sentence)
 
 

@@ -341,3 +341,17 @@ def test_a_plan_of_phases_runs_through(tmp_path: Path) -> None:
     reasons = ["first step", "phase", *["schedule"] * 4, "phase", "phase", "phase"]
     assert query(file, "select cycle, reason from lr_changes order by cycle") == list(enumerate(reasons, start=1))
     check_invariants(file)
+
+
+def test_a_damaged_reference_costs_no_batch(tmp_path: Path) -> None:
+    """The anchor that DPO compares with is verified before the claim: the cycle fails, nothing is spent."""
+    file = make_run(tmp_path, "", training={"objective": "dpo"})
+    dream(file, 1)
+    weights = tmp_path / "state" / "checkpoints" / "base" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"base/model\.safetensors"):
+        dream(file, 1)
+    assert outcomes(file) == ["promoted", "failed"]
+    assert query(file, "select count(*) from claims where cycle = 2") == [(0,)]

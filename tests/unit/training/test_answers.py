@@ -10,10 +10,12 @@ import pytest
 import torch
 from small_models import EXAMPLES, KINDS, VOCABULARY, float64_everywhere
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, FalconH1Config
 
+from daemon.domain.errors import ModelError
 from daemon.domain.records import Example
 from daemon.training.answers import AnswerModel
+from daemon.training.context import Context, _Attention
 from daemon.training.head import Head
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}
@@ -194,6 +196,20 @@ def test_checkpointing_and_chunks_keep_less_for_the_backward_pass() -> None:
     both = kept_bytes(AnswerModel(KINDS["llama"](), logits_chunk=4, activation_checkpointing=True))
     assert chunked < usual - 20 * VOCABULARY * 8  # 25 tokens' float64 logits, less the last chunk
     assert both < usual / 10
+
+
+def test_a_model_that_ignores_its_context_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores without the prompt would be wrong without an error, so every model must continue a context once."""
+    monkeypatch.setattr(_Attention, "update", lambda self, keys, values, *rest: (keys, values))
+    monkeypatch.setattr(_Attention, "get_seq_length", lambda self: 0)
+    with pytest.raises(ModelError, match="LlamaForCausalLM"):
+        AnswerModel(KINDS["llama"](), logits_chunk=512)
+
+
+def test_layers_of_an_unknown_kind_are_refused() -> None:
+    """Falcon-H1 mixes both kinds in each layer; that is said by name, not computed wrongly."""
+    with pytest.raises(ModelError, match="LinearAttentionAndFullAttentionLayer"):
+        Context(FalconH1Config(num_hidden_layers=2))
 
 
 def test_a_prompt_of_one_token_has_no_context(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -31,14 +32,23 @@ def run(model: Any, objective: Objective = Objective.ORPO, **training: Any) -> t
     return [one.loss for one in figures], {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scope", ["full", "context_frozen"])
-def test_micro_batch_size_does_not_matter(kind: str, scope: str) -> None:
+BOTH = {"nll_over": "prompt_and_response", "gradient_scope": "full"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "training"),
+    [
+        *((kind, Objective.ORPO, {"gradient_scope": scope}) for kind in KINDS for scope in ("full", "context_frozen")),
+        ("llama", Objective.DPOP, {}),
+        ("llama", Objective.ORPO, BOTH),
+    ],
+)
+def test_micro_batch_size_does_not_matter(kind: str, objective: Objective, training: dict[str, Any]) -> None:
     """One, two, three or all examples per pass give the same losses and the same gradient, padding and all."""
     model = KINDS[kind]()
-    expected = run(model, micro_batch=1, gradient_scope=scope)
+    expected = run(model, objective, micro_batch=1, **training)
     for size in (2, 3, 8):
-        torch.testing.assert_close(run(model, micro_batch=size, gradient_scope=scope), expected, **TOLERANCE)
+        torch.testing.assert_close(run(model, objective, micro_batch=size, **training), expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize("objective", Objective)
@@ -90,6 +100,30 @@ def test_the_reference_equals_the_policy_before_it_moves() -> None:
     losses, _ = run(model, Objective.DPO)
     pairs = [loss for one, loss in zip(EXAMPLES, losses, strict=True) if one.rejected_token_ids]
     assert pairs == [pytest.approx(0.6931471805599453, abs=1e-15)] * len(pairs)
+
+
+@pytest.mark.parametrize("objective", [Objective.DPO, Objective.IPO, Objective.DPOP])
+def test_the_reference_objectives_by_hand(objective: Objective) -> None:
+    """With a reference 1 nat above on each chosen and 2 below on each rejected answer, the losses follow from lengths.
+
+    DPO: sums, logit = 0.1 (-1 - 2). IPO: means, (-1/len(chosen) - 2/len(rejected) - 5)^2. DPOP: chosen is 1 nat below
+    its reference, so the logit loses 0.1 * 50.
+    """
+    model, config = KINDS["llama"](), TrainingConfig()
+    answers = AnswerModel(model, logits_chunk=512)
+    with float64_everywhere():
+        own = reference_logprobs(answers, EXAMPLES, config)
+        moved = [None if one is None else ReferenceLogprobs(one.chosen + 1, one.rejected - 2) for one in own]
+        figures = accumulate(answers, EXAMPLES, objective, config, moved)
+    for one, found in zip(EXAMPLES, figures, strict=True):
+        if not one.rejected_token_ids:
+            assert found.loss == found.nll and found.preference_loss is None
+        elif objective is Objective.IPO:
+            preference = -1 / len(one.chosen_token_ids) - 2 / len(one.rejected_token_ids)
+            assert found.loss == pytest.approx((preference - 5) ** 2, rel=1e-9)
+        else:
+            logit = 0.1 * (-1 - 2 - (50 if objective is Objective.DPOP else 0))
+            assert found.loss == pytest.approx(math.log1p(math.exp(-logit)), rel=1e-9)
 
 
 def test_a_loss_that_is_not_finite_names_its_example() -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_model import build_tiny_model
+from transformers import LlamaForCausalLM
 
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config.sections import TrainingConfig
-from daemon.domain.errors import CheckpointError, DreamdError, ModelError, NonFiniteError, OffPolicyError
+from daemon.domain.errors import CheckpointError, ConfigError, DreamdError, ModelError, NonFiniteError, OffPolicyError
 from daemon.domain.records import Batch, Checkpoint, Example, Message, StepReport
 from daemon.domain.states import ChosenSource, ExampleKind, RollbackTarget, Side
 from daemon.training.encoder import ChatEncoder
@@ -208,7 +209,7 @@ def test_a_checkpoint_of_other_settings_is_refused_with_the_fix(
     saved = publish(store, first, "v1", None)
     policy = build(model_dir, store, **{"rank": 8, **other})
     before = policy.digests()
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(ConfigError, match=message):
         policy.restore(saved)
     assert (policy.version, policy.digests()) == ("base", before)
 
@@ -252,21 +253,26 @@ def test_a_reference_is_required_where_the_objective_compares(model_dir: Path, t
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16-stochastic"])
 def test_the_report_measures_the_step(model_dir: Path, tmp_path: Path, precision: str) -> None:
-    """Update RMS, cosine and the fraction of changed bfloat16 words equal those of the weights before and after."""
+    """Update RMS (as intended), cosine and fraction of changed bfloat16 words are those of the weights' change."""
     policy = build(model_dir, DirectoryStore(tmp_path), lr=1e-5, optimizer="adamw", precision=precision)
     before = {name: weight.clone() for name, weight in policy.weights().items()}
     report = policy.step(batch(model_dir, 1, "base"))
     pairs = [(before[name], weight) for name, weight in policy.weights().items()]
     moved = torch.cat([(after.double() - old.double()).flatten() for old, after in pairs])
     changed = torch.cat([(old.bfloat16() != after.bfloat16()).flatten() for old, after in pairs])
-    assert report.update_rms == pytest.approx(moved.square().mean().sqrt().item(), rel=1e-4)
+    applied_rms = moved.square().mean().sqrt().item()
     assert report.bf16_changed == pytest.approx(changed.double().mean().item(), abs=1e-12)
     assert report.update_cosine is not None and report.precision == precision
     if precision == "fp32":
+        assert report.update_rms == pytest.approx(applied_rms, rel=1e-4)
         assert report.update_cosine == pytest.approx(1.0, abs=1e-3)
     else:
-        assert 0.02 < report.update_cosine < 0.9  # one rounded step points the right way, but only on average
-    assert report.peak_memory_bytes is None or report.peak_memory_bytes > 2**20
+        # One rounded step points the right way, but only on average: most of what moved is rounding, to and fro.
+        assert 0.02 < report.update_cosine < 0.9
+        in_float32 = build(model_dir, DirectoryStore(tmp_path), lr=1e-5, optimizer="adamw")
+        assert report.update_rms == pytest.approx(in_float32.step(batch(model_dir, 1, "base")).update_rms, rel=0.05)
+        assert applied_rms > 2 * report.update_rms
+    assert report.peak_memory_bytes is not None
     assert set(report.seconds) == {"context", "answers", "backward", "update"}
 
 
@@ -282,6 +288,20 @@ def test_saved_weights_are_an_ordinary_model(tmp_path: Path, tied: bool) -> None
     loaded = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, policy.weights()[name]), name
+
+
+def test_a_model_with_state_beside_its_parameters_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A persistent buffer would be missing from every checkpoint, so such a model is refused by name."""
+    forward = LlamaForCausalLM.__init__
+
+    def with_buffer(self: LlamaForCausalLM, config: object) -> None:
+        forward(self, config)
+        self.register_buffer("score_correction", torch.zeros(3))
+
+    model_dir = build_tiny_model(tmp_path / "model")
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", with_buffer)
+    with pytest.raises(ModelError, match="keeps score_correction beside its parameters"):
+        build(model_dir, DirectoryStore(tmp_path / "checkpoints"))
 
 
 def test_end_of_turn_closes_responses(model_dir: Path) -> None:

@@ -77,10 +77,11 @@ def test_update_norm_gate(earlier: list[float], update: float, refused: bool) ->
         assert (verdict is not None) is refused
 
 
-def test_update_gate_with_a_usual_update_of_zero() -> None:
-    """When nothing moved before, any movement is beyond ten times it, and no division by zero happens."""
-    assert gates.update_norm_gate(1e-9, [0.0] * 5, 10.0).tripped
-    assert not gates.update_norm_gate(0.0, [0.0] * 5, 10.0).tripped
+def test_updates_of_zero_say_nothing_of_what_is_usual() -> None:
+    """Steps that moved nothing are no yardstick: after them the usual update is still the usual one."""
+    assert not gates.update_norm_gate(0.5, [0.0] * 20, 10.0).tripped
+    assert not gates.update_norm_gate(0.5, [0.5] * 9 + [0.0] * 20, 10.0).tripped
+    assert gates.update_norm_gate(5.1, [0.5] * 9 + [0.0] * 20, 10.0).tripped
 
 
 @pytest.mark.parametrize(

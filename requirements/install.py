@@ -23,7 +23,7 @@ LOG = VENV / "install.log"
 def main() -> None:
     """Create, install, check; every failure ends with what to do."""
     total = sum(1 for line in LOCK.read_text().splitlines() if line and not line.startswith("#"))
-    say(f"installing {total} packages into .venv: about 2 minutes, 3.8 GB on disk; log: .venv/install.log")
+    say(f"installing {total} packages into .venv: about 2 minutes, 4.1 GB on disk; log: .venv/install.log")
     if not PYTHON.exists():
         create()
     LOG.write_text("")

@@ -12,7 +12,7 @@ help:
 	@echo "make test    install, then every test that passes without a GPU"
 	@echo "make lint    formatting, ruff, mypy, import directions"
 	@echo "make check   lint and test"
-	@echo "make bench-step  time and memory of one step beside TRL's, and of APOLLO beside AdamW (about 10 minutes)"
+	@echo "make bench-step  time and memory of one step beside TRL's, and of APOLLO beside AdamW (about 12 minutes)"
 	@echo "make lock    resolve requirements/cpu.lock anew, after a change in pyproject.toml"
 	@echo "make clean   delete caches and build output (not .venv, not var/)"
 

@@ -128,6 +128,13 @@ def outcomes(file: Path) -> list[str]:
     return [row[0] for row in query(file, "select outcome from cycles order by number")]
 
 
+def flip_bit(file: Path) -> None:
+    """Damage a file by one bit near its end."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
 def check_invariants(file: Path) -> None:
     """I1 to I4, from the database and the checkpoint files alone."""
     config = load(file).config

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from daemon.config.sections import SweepConfig
 from daemon.domain.errors import EngineError
+from daemon.domain.precision import LOGPROB_TOLERANCE
 from daemon.domain.records import Generation, GenerationRequest
 from daemon.ports import ProgressCallback
-from daemon.sweep.weights import LOGPROB_TOLERANCE, check_weights
+from daemon.sweep.weights import check_weights
 
 
 class VllmEngine:

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from daemon.domain.errors import ModelError
 from daemon.domain.records import Example
 from daemon.training.context import Context
 from daemon.training.head import Head
+from daemon.training.recompute import recomputed
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ class AnswerModel:
         """Seconds spent in each part since it was last cleared."""
         self._check()
         if activation_checkpointing:
+            # Not transformers' own switch: it drops the cache. Ours gives the same when a layer runs twice.
             for layer in model.modules():
                 if isinstance(layer, GradientCheckpointingLayer):
-                    layer.forward = _checkpointed(layer.forward)
+                    layer.forward = recomputed(layer.forward)
 
     def logprobs(self, examples: Sequence[Example], *, frozen: bool, with_prompt: bool = False) -> list[AnswerLogprobs]:
         """Score every answer of some examples in one pass over their prompts and one over their answers.
@@ -111,13 +112,13 @@ class AnswerModel:
         mask = [[0] * (width - length) + [1] * length for length in lengths]
         mask_EP = self._tensor(mask)
         context = Context(self._model.config)
-        hidden_EPW = self._model.base_model(
+        hidden_EPW = self._hidden(
             input_ids=self._tensor(padded),
             attention_mask=mask_EP,
             position_ids=(mask_EP.cumsum(dim=1) - 1).clamp(min=0),
             past_key_values=context,
             use_cache=True,
-        ).last_hidden_state
+        )
         return context, mask_EP, hidden_EPW
 
     def _continue(
@@ -187,17 +188,3 @@ class AnswerModel:
 
 def _answers(example: Example) -> list[tuple[int, ...]]:
     return [tokens for tokens in (example.chosen_token_ids, example.rejected_token_ids) if tokens]
-
-
-def _checkpointed(forward: Any) -> Any:
-    """`forward` that keeps only its inputs for the backward pass.
-
-    transformers' own switch drops the cache; ours gives the same when a layer runs twice, so it may stay.
-    """
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    return wrapped

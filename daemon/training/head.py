@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from daemon.domain.errors import ModelError
+from daemon.training.recompute import recomputed
 
 
 class Head:
@@ -48,13 +48,9 @@ class Head:
         """
         if len(targets_K) <= chunk:
             return self._chunk(hidden_KW, targets_K)
-        parts = []
-        for hidden, targets in zip(torch.split(hidden_KW, chunk), torch.split(targets_K, chunk), strict=True):
-            if torch.is_grad_enabled():
-                parts.append(checkpoint(self._chunk, hidden, targets, use_reentrant=False))
-            else:
-                parts.append(self._chunk(hidden, targets))
-        return torch.cat(parts)
+        chunks = zip(torch.split(hidden_KW, chunk), torch.split(targets_K, chunk), strict=True)
+        score = recomputed(self._chunk)
+        return torch.cat([score(hidden, targets) for hidden, targets in chunks])
 
     def _chunk(self, hidden_KW: Tensor, targets_K: Tensor) -> Tensor:
         logits_KV = self.logits(hidden_KW)

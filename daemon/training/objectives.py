@@ -57,7 +57,7 @@ def orpo(nll: Tensor, c: Tensor, r: Tensor | None, weight: float) -> Loss:
     Source: ORPO, arXiv 2403.07691, equation 6.
     """
     if r is None:
-        return Loss(total=nll, nll=nll)
+        return sft(nll)
     logit = log_odds_ratio(c, r)
     preference_loss = -F.logsigmoid(logit)
     return Loss(nll + weight * preference_loss, nll, preference_loss, logit)
@@ -87,7 +87,7 @@ def dpo(
     Source: DPO, arXiv 2305.18290, equation 7.
     """
     if rejected is None:
-        return Loss(total=nll, nll=nll)
+        return sft(nll)
     ratio_chosen = _log_ratio(chosen, reference_chosen)
     ratio_rejected = _log_ratio(rejected, reference_rejected)
     return _logistic(nll, beta * (ratio_chosen - ratio_rejected))
@@ -121,7 +121,7 @@ def ipo(
     Source: IPO, arXiv 2310.12036, equation 17.
     """
     if r is None:
-        return Loss(total=nll, nll=nll)
+        return sft(nll)
     logit = _log_ratio(c, reference_c) - _log_ratio(r, reference_r)
     preference_loss = (logit - 1.0 / (2.0 * beta)) ** 2
     return Loss(preference_loss, nll, preference_loss, logit)
@@ -156,7 +156,7 @@ def dpop(
     Source: Smaug, arXiv 2402.13228, equation 3.
     """
     if rejected is None:
-        return Loss(total=nll, nll=nll)
+        return sft(nll)
     ratio_chosen = _log_ratio(chosen, reference_chosen)
     ratio_rejected = _log_ratio(rejected, reference_rejected)
     shortfall = torch.relu(-ratio_chosen)

@@ -18,6 +18,7 @@ from daemon.config.schedule import StepPlan, plan_step
 from daemon.config.sections import TrainingConfig
 from daemon.domain.errors import CheckpointError, ConfigError, DreamdError, ModelError, NonFiniteError, OffPolicyError
 from daemon.domain.hashing import derive_seed
+from daemon.domain.precision import LOGPROB_TOLERANCE
 from daemon.domain.records import Batch, Checkpoint, PolicyDigests, StepReport
 from daemon.domain.states import RollbackTarget
 from daemon.training.answers import AnswerModel
@@ -31,10 +32,8 @@ WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.state"
 """safetensors inside; not so named, because vLLM loads every *.safetensors of a folder as weights."""
 
-LOGPROB_TOLERANCE = {"fp32": 1e-4, "bf16-stochastic": 1e-1}
-"""Largest mean |log p| difference from an engine that the trainer's own rounding explains, nats."""
-
-_DTYPES = {"fp32": torch.float32, "bf16-stochastic": torch.bfloat16}
+_DTYPES = {"fp32": "float32", "bf16-stochastic": "bfloat16"}
+"""Precision -> name of the weights' torch dtype."""
 
 
 class TorchPolicy:
@@ -63,7 +62,10 @@ class TorchPolicy:
         """
         try:
             loaded = AutoModelForCausalLM.from_pretrained(
-                model_dir, dtype=_DTYPES[config.precision], local_files_only=True, attn_implementation="sdpa"
+                model_dir,
+                dtype=getattr(torch, _DTYPES[config.precision]),
+                local_files_only=True,
+                attn_implementation="sdpa",
             )
             self._model = cast(Any, loaded)  # its methods are wrapped in ways mypy cannot follow
             self._model.to(device)
@@ -88,7 +90,7 @@ class TorchPolicy:
 
     @property
     def logprob_tolerance(self) -> float:
-        return LOGPROB_TOLERANCE[self._config.precision]
+        return LOGPROB_TOLERANCE[_DTYPES[self._config.precision]]
 
     @property
     def version(self) -> str:
@@ -263,7 +265,8 @@ class TorchPolicy:
             raise CheckpointError(f"{checkpoint.version}: its weights are not this model's, first at {wrong[0][0]}")
         for name, tensor in weights.items():
             if tensor.dtype != self._parameters[name].dtype:
-                other = {dtype: precision for precision, dtype in _DTYPES.items()}.get(tensor.dtype, tensor.dtype)
+                names = {getattr(torch, dtype): precision for precision, dtype in _DTYPES.items()}
+                other = names.get(tensor.dtype, tensor.dtype)
                 raise ConfigError(
                     f"{checkpoint.version}: its weights are {tensor.dtype}, of precision {other}; set "
                     f'training.precision = "{other}", or start a new run for {self._config.precision}'

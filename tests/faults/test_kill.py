@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import RecordingObserver, check_invariants, dream, make_run, outcomes, query
+from harness import RecordingObserver, check_invariants, dream, flip_bit, make_run, outcomes, query
 
 from daemon.checkpoints.store import DirectoryStore
 
@@ -108,9 +108,7 @@ def test_damaged_publication_is_not_adopted(tmp_path: Path, kill_at: KillAt) -> 
     file = make_run(tmp_path, "")
     kill_at(file, "renamed")
     weights = tmp_path / "state" / "checkpoints" / "cycle-000001" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-3] ^= 0b1000
-    weights.write_bytes(content)
+    flip_bit(weights)
     dream(file, 1)
     assert outcomes(file) == ["lost", "promoted"]
     assert "adoption_refused" in [row[0] for row in query(file, "select name from events")]
@@ -123,9 +121,7 @@ def test_candidate_damaged_while_down_never_becomes_the_head(tmp_path: Path, kil
     file = make_run(tmp_path, "")
     kill_at(file, moment)
     weights = tmp_path / "state" / "checkpoints" / "cycle-000001" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-3] ^= 0b1000
-    weights.write_bytes(content)
+    flip_bit(weights)
     dream(file, 1)
     assert outcomes(file) == ["lost", "promoted"]
     assert query(file, "select parent_version from cycles where number = 2") == [("base",)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import RecordingObserver, check_invariants, dream, load, make_run, outcomes, query
+from harness import RecordingObserver, check_invariants, dream, flip_bit, load, make_run, outcomes, query
 
 from daemon import app
 from daemon.checkpoints.store import DirectoryStore
@@ -221,9 +221,7 @@ def test_stale_engine_is_noticed(sqlite_run: Path, monkeypatch: pytest.MonkeyPat
 def test_damaged_head_stops_the_start(sqlite_run: Path) -> None:
     """A flipped bit in the head is found before anything is loaded; the error names the file."""
     weights = load(sqlite_run).config.run.state_dir / "checkpoints" / "base" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    flip_bit(weights)
     with pytest.raises(CheckpointError, match=r"base/model\.safetensors"):
         dream(sqlite_run, 1)
     assert outcomes(sqlite_run) == []
@@ -348,9 +346,7 @@ def test_a_damaged_reference_costs_no_batch(tmp_path: Path) -> None:
     file = make_run(tmp_path, "", training={"objective": "dpo"})
     dream(file, 1)
     weights = tmp_path / "state" / "checkpoints" / "base" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    flip_bit(weights)
     with pytest.raises(CheckpointError, match=r"base/model\.safetensors"):
         dream(file, 1)
     assert outcomes(file) == ["promoted", "failed"]

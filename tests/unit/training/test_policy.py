@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness import flip_bit
 from tiny_model import build_tiny_model
 from transformers import LlamaForCausalLM
 
@@ -183,9 +184,7 @@ def test_restore_refuses_another_checkpoint_and_changes_nothing(model_dir: Path,
     saved = publish(store, policy, "v1", None)
     before = policy.digests()
     file = store.path("v1") / "model.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    flip_bit(file)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         policy.restore(saved)
     assert policy.digests() == before

@@ -7,25 +7,30 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from daemon.domain.diversity import Diversity
 from daemon.domain.records import (
     Batch,
     Checkpoint,
     Completion,
     Cycle,
+    Draw,
     EngineCheck,
     Evidence,
     Example,
     Generation,
     GenerationRequest,
     History,
+    ImportedSource,
     Judgement,
     Message,
     PolicyDigests,
     ProbeResult,
+    Refusal,
     Rollback,
     Scenario,
     StepReport,
     Verdict,
+    WriteRequest,
 )
 from daemon.domain.states import Outcome, RollbackTarget
 
@@ -181,17 +186,39 @@ class CheckpointStore(Protocol):
         """Delete the files of a checkpoint that is no longer needed."""
 
 
+class Scorer(Protocol):
+    """Tells how likely the live policy finds an answer; `Policy` is one."""
+
+    def score(self, prompt: Sequence[int], response: Sequence[int]) -> list[float]:
+        """Log-probability of each response token given all before it."""
+
+
+class Catalogue(Protocol):
+    """What a scenario source may ask the run database."""
+
+    def refuse(self, scenarios: Sequence[Scenario]) -> Mapping[str, Refusal]:
+        """Content hash -> why not, for those that are spent, quarantined or held out, or nearly the same."""
+
+    def sources(self) -> tuple[ImportedSource, ...]:
+        """The approved imported sources, by name."""
+
+
+Write = Callable[[Sequence[WriteRequest], int], Sequence[str]]
+"""The live policy writes one text for each request, given a seed."""
+
+
 class ScenarioSource(Protocol):
     """Draws fresh scenarios."""
 
-    def sample(
-        self, cycle_number: int, seed: int, spent: Callable[[Iterable[str]], frozenset[str]]
-    ) -> tuple[Scenario, ...]:
-        """This cycle's scenarios; none of them, by content hash, is in what `spent` returns of them."""
+    def sample(self, cycle_number: int, seed: int, catalogue: Catalogue, write: Write) -> Draw:
+        """This cycle's scenarios; `catalogue` refuses none of them, and no two are nearly the same."""
 
 
 class Sweeper(Protocol):
-    """Has the live policy answer."""
+    """Has the live policy write and answer."""
+
+    def write(self, requests: Sequence[WriteRequest], seed: int, progress: ProgressCallback) -> tuple[str, ...]:
+        """What the policy writes for each request, in one batched call."""
 
     def sweep(
         self, scenarios: Sequence[Scenario], version: str, seed: int, progress: ProgressCallback
@@ -253,8 +280,11 @@ class Ledger(Protocol):
     def lineage(self) -> tuple[Checkpoint, ...]:
         """The head and its ancestors, head first, base last."""
 
-    def spent(self, scenario_hashes: Iterable[str]) -> frozenset[str]:
-        """Which of these scenarios are claimed or held out."""
+    def refuse(self, scenarios: Sequence[Scenario]) -> Mapping[str, Refusal]:
+        """Content hash -> why not, for those that are spent, quarantined or held out, or nearly the same."""
+
+    def sources(self) -> tuple[ImportedSource, ...]:
+        """The approved imported sources, by name."""
 
     def cycle(self, number: int) -> Cycle:
         """A cycle as it stands now."""
@@ -273,18 +303,23 @@ class Ledger(Protocol):
     def open_cycle(self, *, head: Checkpoint, run_seed: int, config: Mapping[str, Any]) -> Cycle:
         """The next cycle: number never reused, seed derived from run seed and number, planned, no scenarios yet."""
 
-    def record_plan(self, cycle: Cycle, scenarios: Sequence[Scenario]) -> Cycle: ...
+    def record_plan(self, cycle: Cycle, draw: Draw) -> Cycle:
+        """The scenarios, what was refused, how far imported sources were read, and the events."""
+
     def record_sweep(self, cycle: Cycle, completions: Sequence[Completion]) -> Cycle:
         """-> SWEPT."""
 
-    def record_pairs(self, cycle: Cycle, judgements: Sequence[Judgement], examples: Sequence[Example]) -> Cycle:
+    def record_pairs(
+        self, cycle: Cycle, judgements: Sequence[Judgement], examples: Sequence[Example], diversity: Diversity
+    ) -> Cycle:
         """-> PAIRED."""
 
     def claim(self, cycle: Cycle, examples: Sequence[Example]) -> tuple[Cycle, Batch]:
-        """-> CLAIMED: spend the cycle's scenarios and examples for good.
+        """-> CLAIMED: spend the cycle's scenarios and examples for good, and what was read of imported sources.
 
         Raises:
-            AlreadyClaimedError: one of them was claimed before or is held out; nothing is claimed.
+            AlreadyClaimedError: one of them was claimed before, is held out, or is nearly the same as something
+                that was; nothing is claimed.
         """
 
     def record_step(self, cycle: Cycle, report: StepReport) -> Cycle:

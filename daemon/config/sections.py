@@ -12,6 +12,7 @@ from daemon.domain.states import ChosenSource, Objective
 LearningRate = Annotated[float, Field(gt=0.0, le=10.0)]
 Schedule = Literal["constant", "cosine"]
 GradientScope = Literal["context_frozen", "full"]
+BuiltinPack = Literal["listening", "coding", "arithmetic", "reasoning", "writing", "honesty"]
 
 
 class Section(BaseModel):
@@ -60,13 +61,27 @@ class ScenariosConfig(Section):
     """What a cycle is made of."""
 
     packs: tuple[Path, ...] = ()
-    """Scenario packs (YAML files) beside the built-in `listening`."""
-    builtin_listening: bool = True
-    """Whether the built-in pack is used."""
+    """Scenario packs (YAML files) beside the built-in ones."""
+    builtin: tuple[BuiltinPack, ...] = ("listening", "coding", "arithmetic", "reasoning", "writing", "honesty")
+    """The built-in packs that are used."""
     per_cycle: Annotated[int, Field(ge=2, le=1000)] = 28
     """Scenarios per cycle."""
     general_fraction: Annotated[float, Field(ge=0.25, le=0.9)] = 0.25
     """Share of general scenarios, rounded up; at least a quarter, against forgetting."""
+    dream_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
+    """Share of the behavioural scenarios that the policy is asked to write itself; templates fill what it fails at."""
+    dream_tries: Annotated[int, Field(ge=1, le=64)] = 4
+    """Texts the policy writes for each scenario wanted of it."""
+    dream_temperature: Annotated[float, Field(gt=0.0, le=2.0)] = 1.0
+    """Temperature it writes them at."""
+    dream_max_new_tokens: Annotated[int, Field(ge=16, le=1024)] = 96
+    """Longest text it may write, tokens."""
+    conversation_fraction: Annotated[float, Field(ge=0.0, le=0.9)] = 0.25
+    """Share of the behavioural scenarios from approved conversation logs, while these last."""
+    replay_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Share of the general scenarios from approved replay data, while these last."""
+    max_per_source: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Most scenarios of one imported source in one cycle."""
 
 
 class SweepConfig(Section):
@@ -109,6 +124,22 @@ class PreferencesConfig(Section):
         ChosenSource.TARGET,
     )
     """Where the chosen side comes from, first that has one."""
+    judge_without_rule: Literal["contrast", "model", "none"] = "contrast"
+    """Who judges answers to scenarios that have a guidance and no rule. `contrast`: how much more likely the guidance
+    makes the answer; `model`: a rubric, answered yes or no; `none`: nobody, and such scenarios give no pairs."""
+    contrast_margin: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
+    """`contrast`: an answer passes above this and fails below minus this, nats per token; between, it is not judged."""
+    judge_url: str = ""
+    """OpenAI-compatible endpoint of the `model` judge and of rubrics, such as `http://127.0.0.1:8000/v1`; empty: the
+    live policy itself. A key is taken from the environment variable `DREAMD_JUDGE_KEY`."""
+    judge_model: str = ""
+    """The model's name at `judge_url`."""
+    judge_timeout_s: Annotated[float, Field(gt=0.0, le=600.0)] = 30.0
+    """Longest wait for one answer of the endpoint."""
+    code_timeout_s: Annotated[float, Field(gt=0.0, le=60.0)] = 5.0
+    """Longest run of one answer's code in the sandbox."""
+    code_memory_mib: Annotated[int, Field(ge=64, le=8192)] = 256
+    """Memory of one answer's code in the sandbox."""
 
 
 class PhaseConfig(Section):

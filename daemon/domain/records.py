@@ -13,9 +13,13 @@ from daemon.domain.states import (
     CycleState,
     Decision,
     ExampleKind,
+    ImportKind,
+    ImportState,
     Outcome,
+    RefusalReason,
     RollbackTarget,
     Side,
+    Source,
 )
 
 
@@ -44,7 +48,14 @@ class Scenario:
     target: str | None = None
     """An authored or computed right answer."""
     rule: tuple[Mapping[str, Any], ...] = ()
-    """Checks that a right answer satisfies, all of them; empty: nothing can be judged, train `target` alone."""
+    """Checks that a right answer satisfies, all of them; empty: only a judge without rules can tell."""
+    source: Source = Source.TEMPLATE
+    num_constraints: int = 1
+    """How many things a right answer has to get right at once."""
+    provenance: str | None = None
+    """Where exactly it comes from when no pack says it: `FILE:LINE` of a log, or the cycle of a dream."""
+    evidence: str | None = None
+    """An answer of some earlier model that a person corrected; off-policy, so never trained."""
 
     def guided_messages(self) -> tuple[Message, ...]:
         """`messages` with the guidance appended to the last user message, after a blank line."""
@@ -56,6 +67,72 @@ class Scenario:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something that did not become a scenario, and why."""
+
+    source: Source
+    pack: str
+    """Pack, imported source, or "dream"."""
+    reason: RefusalReason
+    detail: str
+    """For a person: what was found; for a near-duplicate also of what, and how near."""
+    provenance: str | None = None
+    text: str = ""
+    """The beginning of what was refused; empty for a secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedSource:
+    """A file of the user's that scenarios are read from, once, from beginning to end."""
+
+    name: str
+    kind: ImportKind
+    path: str
+    state: ImportState = ImportState.PENDING
+    position: int = 0
+    """Bytes that are used up."""
+    line: int = 0
+    """Lines that are used up."""
+    tail_digest: str = ""
+    """Digest of what stood just before `position`: a file that was rewritten is noticed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRead:
+    """How far a cycle read an imported source; counts for good once the cycle's scenarios are spent."""
+
+    name: str
+    from_position: int
+    position: int
+    line: int
+    tail_digest: str
+    counts: Mapping[str, int]
+    """Scenarios ("used") and refusals by reason among the lines read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What a source gives a cycle."""
+
+    scenarios: tuple[Scenario, ...]
+    refusals: tuple[Refusal, ...] = ()
+    reads: tuple[SourceRead, ...] = ()
+    events: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    """(name, payload) of what an operator should know: a source that ran dry, the yield of dreams."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """Something the policy is asked to write, as JSON."""
+
+    messages: tuple[Message, ...]
+    json_schema: Mapping[str, Any]
+    """Engines that can hold the policy to it do; the text is validated in any case."""
+    temperature: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One prompt for the engine."""
 
@@ -64,6 +141,8 @@ class GenerationRequest:
     """0 is greedy."""
     seed: int
     max_new_tokens: int
+    json_schema: str | None = None
+    """A JSON schema the answer is held to, where the engine can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +187,14 @@ class Judgement:
     """What a judge says of one completion."""
 
     ordinal: int
-    passed: bool
+    passed: bool | None
+    """None: it could not be judged, `reason` says why; such a completion is neither chosen nor rejected."""
     score: float
-    """Share of the rule's checks that hold, 0 to 1."""
+    """0 to 1: the share of a rule's checks that hold, or how sure a judge without rules is."""
     reason: str
     """The first check that failed, in words; empty when passed."""
+    judge: str = "rules"
+    """"rules", "contrast" or "model"."""
 
 
 @dataclass(frozen=True, slots=True)

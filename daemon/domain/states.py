@@ -56,6 +56,52 @@ class Side(StrEnum):
     GENERAL = "general"
 
 
+class Source(StrEnum):
+    """Where a scenario comes from."""
+
+    TEMPLATE = "template"
+    """A pack's template, expanded."""
+    GENERAL = "general"
+    """A general task made procedurally, or one of the user's own (replay)."""
+    DREAM = "dream"
+    """Written by the live policy itself."""
+    CONVERSATION = "conversation"
+    """A logged conversation in which a person corrected the model."""
+
+
+class ImportKind(StrEnum):
+    """What a file of the user's is read as."""
+
+    REPLAY = "replay"
+    """Prompts with good answers, replayed against forgetting."""
+    CONVERSATION = "conversation"
+    """Conversations, of which the corrections are used."""
+
+
+class ImportState(StrEnum):
+    """Whether an imported source may be drawn from."""
+
+    PENDING = "pending"
+    """Registered; a person has not approved it yet."""
+    APPROVED = "approved"
+
+
+class RefusalReason(StrEnum):
+    """Why something did not become a scenario."""
+
+    REPEATED = "repeated"
+    """Exactly this was spent, is held out, or is in this cycle already."""
+    NEAR_DUPLICATE = "near_duplicate"
+    """It is nearly the same as something that was."""
+    MALFORMED = "malformed"
+    """It is not in the form that was asked for."""
+    SENSELESS = "senseless"
+    """It is in the right form, but cannot be used as a scenario."""
+    SECRET = "secret"
+    """It holds a key, a token or an e-mail address; dropped whole, its text is kept nowhere."""
+    TOO_LONG = "too_long"
+
+
 class CompletionKind(StrEnum):
     """SWEEP: the scenario as it is. GUIDED: with its guidance in the context."""
 

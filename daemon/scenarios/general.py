@@ -10,7 +10,7 @@ from random import Random
 
 from daemon.domain.hashing import scenario_hash
 from daemon.domain.records import Message, Scenario
-from daemon.domain.states import Side
+from daemon.domain.states import Side, Source
 from daemon.scenarios import general_numbers, general_text
 from daemon.scenarios.general_task import Task
 
@@ -38,4 +38,5 @@ def draw(family: str, template: str, rng: Random) -> Scenario:
         messages=(Message("user", task.prompt),),
         target=task.target,
         rule=task.rule,
+        source=Source.GENERAL,
     )

@@ -68,9 +68,10 @@ class Pack:
             pack=self.name,
             template=template.id,
             messages=messages,
-            guidance=str(fill(template.guidance, values)),
+            guidance=None if template.guidance is None else str(fill(template.guidance, values)),
             target=target,
             rule=rule,
+            num_constraints=template.constraints,
         )
 
 

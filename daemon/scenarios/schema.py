@@ -115,16 +115,20 @@ class Template(Strict):
     """One way of asking for one behaviour; expands into many scenarios."""
 
     id: Name
-    side: Literal[Side.ACCEPT, Side.PUSH_BACK]
+    side: Side
     family: Name
+    constraints: Annotated[int, Field(ge=1, le=9)] = 1
+    """How many things a right answer has to get right at once."""
     held_out: bool = False
-    """Measured by the probes and never trained."""
+    """Measured by the probes and never trained; behavioural sides only."""
     slots: dict[Name, Slot] = {}
     prompt: Text | None = None
     messages: Annotated[list[MessageText], Field(min_length=1)] | None = None
-    guidance: Text
+    guidance: Text | None = None
+    """The right behaviour spelt out; general templates need none."""
     targets: Annotated[list[Text], Field(min_length=1)]
-    rule: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    rule: list[dict[str, Any]] = []
+    """Checks; a general template without any trains on its targets alone."""
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
@@ -132,6 +136,17 @@ class Template(Strict):
             raise ValueError("give either prompt (one user message) or messages")
         if self.messages is not None and self.messages[-1].role != "user":
             raise ValueError("the last message must be the user's")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> Self:
+        general = self.side is Side.GENERAL
+        if general and self.held_out:
+            raise ValueError("held_out is for accept and push_back: what is general is probed by the shipped suite")
+        if not general and self.guidance is None:
+            raise ValueError(f"side {self.side.value} needs guidance: the right behaviour spelt out")
+        if not general and not self.rule:
+            raise ValueError(f"side {self.side.value} needs a rule: checks that a right answer satisfies")
         return self
 
     @property

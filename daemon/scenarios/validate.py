@@ -63,7 +63,7 @@ class _Inspector:
         for index, (_, text) in enumerate(template.texts):
             where: Location = ("prompt",) if template.messages is None else ("messages", index, "content")
             self._names(text, known, where)
-        self._names(template.guidance, known, ("guidance",))
+        self._names(template.guidance or "", known, ("guidance",))
         for index, target in enumerate(template.targets):
             self._names(target, known, ("targets", index))
         for index, check in enumerate(template.rule):

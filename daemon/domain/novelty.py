@@ -1,0 +1,43 @@
+"""Near-duplicates: what "nearly the same" means. Finding them among millions is `storage.near_duplicates`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+
+from daemon.domain.records import Scenario
+
+SHINGLE_WORDS = 5
+NEAR_DUPLICATE = 0.8
+"""Jaccard similarity of two texts' shingles from which on they count as the same."""
+
+_WORD = re.compile(r"\w+")
+
+
+def shingles(text: str) -> frozenset[int]:
+    """64-bit hashes of every sequence of five words; punctuation, case and spacing do not count.
+
+    A shorter text is one shingle. Source: Broder, "On the resemblance and containment of documents", 1997.
+    """
+    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    count = max(len(words) - SHINGLE_WORDS + 1, 1)
+    grams = {" ".join(words[start : start + SHINGLE_WORDS]) for start in range(count)}
+    return frozenset(int.from_bytes(hashlib.blake2b(gram.encode(), digest_size=8).digest(), "big") for gram in grams)
+
+
+def scenario_shingles(scenario: Scenario) -> frozenset[int]:
+    """What a scenario is compared by: its prompt, and the answer that came with it where people wrote both.
+
+    The targets of packs and general tasks are drawn from few variants, so they say nothing about novelty.
+    """
+    texts = [message.content for message in scenario.messages]
+    if scenario.provenance is not None and scenario.target is not None:
+        texts.append(scenario.target)
+    return shingles("\n".join(texts))
+
+
+def jaccard(one: frozenset[int], other: frozenset[int]) -> float:
+    """Shared shingles over all shingles, 0 to 1."""
+    union = len(one | other)
+    return len(one & other) / union if union else 1.0

@@ -1,14 +1,15 @@
-"""Plan a sweep's requests and record its answers."""
+"""Plan a sweep's requests and record its answers; have the policy write."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daemon.config.sections import SweepConfig
-from daemon.domain.errors import PackError
+from daemon.domain.errors import ConfigError, PackError
 from daemon.domain.hashing import derive_seed
-from daemon.domain.records import Completion, GenerationRequest, Message, Scenario
+from daemon.domain.records import Completion, GenerationRequest, Message, Scenario, WriteRequest
 from daemon.domain.states import CompletionKind, Side
 from daemon.ports import Encoder, Engine, ProgressCallback
 
@@ -50,6 +51,31 @@ class PolicySweeper:
                 finish_reason=generation.finish_reason,
             )
             for ordinal, (item, generation) in enumerate(zip(planned, generations, strict=True))
+        )
+
+    def write(self, requests: Sequence[WriteRequest], seed: int, progress: ProgressCallback) -> tuple[str, ...]:
+        """What the policy writes for each request, in one batched call; each has a seed of its own.
+
+        Raises:
+            ConfigError: a request does not fit into the engine; the message says which setting to change.
+        """
+        planned = [self._writing(request, index, seed) for index, request in enumerate(requests)]
+        return tuple(generation.text for generation in self._engine.generate(planned, progress)) if planned else ()
+
+    def _writing(self, request: WriteRequest, index: int, seed: int) -> GenerationRequest:
+        prompt = self._encoder.encode_prompt(request.messages)
+        if len(prompt) + request.max_new_tokens > self._config.max_model_len:
+            raise ConfigError(
+                f"dreams: a prompt of {len(prompt)} tokens and scenarios.dream_max_new_tokens = "
+                f"{request.max_new_tokens} exceed sweep.max_model_len = {self._config.max_model_len}; "
+                "lower the former or raise the latter"
+            )
+        return GenerationRequest(
+            prompt_token_ids=prompt,
+            temperature=request.temperature,
+            seed=derive_seed("write", seed, index) % 2**31,
+            max_new_tokens=request.max_new_tokens,
+            json_schema=json.dumps(request.json_schema),  # keys in their order: engines write them in it
         )
 
     def _plan(self, scenario: Scenario, seed: int) -> list[_Planned]:

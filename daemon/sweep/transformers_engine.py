@@ -22,7 +22,10 @@ from daemon.sweep.weights import check_weights
 
 
 class TransformersEngine:
-    """Implements the `Engine` port with a model of its own, so that a stale one is noticed like vLLM's would be."""
+    """Implements the `Engine` port with a model of its own, so that a stale one is noticed like vLLM's would be.
+
+    It cannot hold an answer to a JSON schema: requests that name one are answered freely.
+    """
 
     name = "transformers"
 

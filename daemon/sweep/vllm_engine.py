@@ -61,6 +61,8 @@ class VllmEngine:
                     max_num_seqs=config.max_num_seqs,
                     gpu_memory_utilization=config.gpu_memory_utilization,
                     generation_config="vllm",  # sampling settings come from the request alone
+                    # Free white space lets a small model write blanks until its tokens are used up.
+                    structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
                     use_tqdm_on_load=False,
                     seed=0,
                 )
@@ -80,14 +82,17 @@ class VllmEngine:
         ids = [f"dreamd-{next(self._request_ids)}" for _ in requests]
         finished: dict[str, Generation] = {}
         try:
-            for request_id, request in zip(ids, requests, strict=True):
-                prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
-                engine.add_request(request_id, prompt, self._sampling(request))
-            while engine.has_unfinished_requests():
-                for output in engine.step():
-                    if output.finished:
-                        finished[output.request_id] = _generation(output)
-                progress(len(finished), len(requests))
+            with warnings.catch_warnings():
+                # vLLM compiles grammars, in a thread, with an argument that xgrammar has deprecated.
+                warnings.filterwarnings("ignore", "max_rollback_tokens is deprecated", DeprecationWarning)
+                for request_id, request in zip(ids, requests, strict=True):
+                    prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
+                    engine.add_request(request_id, prompt, self._sampling(request))
+                while engine.has_unfinished_requests():
+                    for output in engine.step():
+                        if output.finished:
+                            finished[output.request_id] = _generation(output)
+                    progress(len(finished), len(requests))
         except BaseException as error:
             # A stop or a failure must leave nothing running: weights cannot be synced under a request.
             engine.abort_request([request_id for request_id in ids if request_id not in finished])
@@ -132,12 +137,16 @@ class VllmEngine:
             self._llm = None
 
     def _sampling(self, request: GenerationRequest) -> Any:
+        held = None
+        if request.json_schema is not None:
+            held = self._vllm.sampling_params.StructuredOutputsParams(json=request.json_schema)
         return self._vllm.SamplingParams(
             temperature=request.temperature,
             seed=request.seed,
             max_tokens=request.max_new_tokens,
             stop_token_ids=[self._end_of_turn],
             logprobs=0,  # the sampled token's own log-probability, of the distribution at temperature 1
+            structured_outputs=held,
         )
 
     def _model(self) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from builders import make_example, make_scenario
@@ -154,6 +156,32 @@ def test_a_stop_leaves_nothing_running(rig: Rig) -> None:
         rig.engine.generate([rig.request(f"Count to {i}.", 1.0, i) for i in range(8)], stop_after_two)
     rig.engine.sync(rig.policy.weights(), "after the stop")
     assert rig.difference("Name a colour.") < 1e-4
+
+
+def test_an_answer_is_held_to_its_schema(rig: Rig) -> None:
+    """Beside free requests, those with a JSON schema are answered by JSON of that schema, keys in its order, unless cut
+    off; free answers are the same as without such company."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "situation": {"type": "string", "minLength": 4, "maxLength": 40},
+            "fits": {"type": "boolean"},
+        },
+        "required": ["situation", "fits"],
+        "additionalProperties": False,
+    }
+    free = rig.request("Name a colour.")
+    (alone,) = rig.generate(free)
+    prompt = rig.encoder.encode_prompt([Message("user", "Describe a kitchen as JSON.")])
+    held = [GenerationRequest(prompt, 1.0, seed, 48, json.dumps(schema)) for seed in range(4)]
+    *answers, beside = rig.generate(*held, free)
+    assert beside.token_ids == alone.token_ids
+    complete = [json.loads(answer.text) for answer in answers if answer.finish_reason == "stop"]
+    assert len(complete) >= 3
+    for found in complete:
+        jsonschema.validate(found, schema)
+        assert list(found) == ["situation", "fits"]
+    assert len({answer.text for answer in answers}) == 4
 
 
 def test_refused_sync_changes_nothing(rig: Rig) -> None:

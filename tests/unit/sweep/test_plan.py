@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pytest
 from builders import make_scenario
 
 from daemon.config.sections import SweepConfig
-from daemon.domain.errors import PackError
-from daemon.domain.records import Generation, GenerationRequest, Message
+from daemon.domain.errors import ConfigError, PackError
+from daemon.domain.records import Generation, GenerationRequest, Message, WriteRequest
 from daemon.domain.states import CompletionKind, Side
 from daemon.ports import ProgressCallback, Weights
 from daemon.sweep.plan import PolicySweeper
@@ -91,4 +92,40 @@ def test_too_long_a_prompt_names_its_template() -> None:
     long = make_scenario("One.", messages=(Message("user", "x" * 300),))
     with pytest.raises(PackError, match=r"max_new_tokens = 64 exceed sweep\.max_model_len = 256"):
         sweeper(engine, max_model_len=256).sweep([long], "base", 5, ignore)
+    assert engine.calls == []
+
+
+def writing(text: str) -> WriteRequest:
+    """A request for JSON."""
+    schema = {"type": "object", "properties": {"second": {}, "first": {}}}
+    return WriteRequest((Message("user", text),), schema, temperature=1.2, max_new_tokens=30)
+
+
+def test_writing_is_one_call_with_a_seed_for_each_text() -> None:
+    """Each request keeps its temperature, length and schema (keys in their order) and gets a seed of its own, which
+    follows from the given seed and its place alone."""
+    engine = EchoEngine()
+    texts = sweeper(engine).write([writing("Dream."), writing("Dream.")], 5, ignore)
+    ((one, other),) = engine.calls
+    assert texts == (str(one.seed), str(other.seed)) and one.seed != other.seed
+    assert one.prompt_token_ids == WordEncoder().encode_prompt((Message("user", "Dream."),))
+    assert (one.temperature, one.max_new_tokens) == (1.2, 30)
+    assert one.json_schema is not None
+    assert list(json.loads(one.json_schema)["properties"]) == ["second", "first"]
+    assert sweeper(EchoEngine()).write([writing("Dream.")], 5, ignore) == texts[:1]
+    assert sweeper(EchoEngine()).write([writing("Dream.")], 6, ignore) != texts[:1]
+
+
+def test_nothing_to_write_asks_nothing() -> None:
+    """No request, no call of the engine."""
+    engine = EchoEngine()
+    assert sweeper(engine).write([], 5, ignore) == ()
+    assert engine.calls == []
+
+
+def test_too_long_a_request_to_write_names_both_settings() -> None:
+    """A writing prompt that does not fit is an error before any generation."""
+    engine = EchoEngine()
+    with pytest.raises(ConfigError, match=r"dream_max_new_tokens = 30 exceed sweep\.max_model_len = 256"):
+        sweeper(engine, max_model_len=256).write([writing("x" * 300)], 5, ignore)
     assert engine.calls == []

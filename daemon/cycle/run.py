@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from daemon.cycle.restore import find_target, roll_back
 from daemon.cycle.stages import Stages
+from daemon.domain.diversity import measure
 from daemon.domain.errors import DiskError, DreamdError, FencedError, NonFiniteError, StopRequested
 from daemon.domain.lineage import kept
 from daemon.domain.records import Checkpoint, Cycle, Evidence, History, ProbeResult
@@ -52,17 +53,22 @@ def run_cycle(stages: Stages) -> Outcome:
 
 def _dream(stages: Stages, cycle: Cycle, head: Checkpoint) -> Outcome:
     ledger, observer = stages.ledger, stages.observer
-    with stages.stage(cycle, "sample"):
-        scenarios = stages.source.sample(cycle.number, cycle.seed, ledger.spent)
-        cycle = ledger.record_plan(cycle, scenarios)
-    stages.sync_engine(head, cycle)
+    stages.sync_engine(head, cycle)  # before sampling: some scenarios are the policy's own
+    with stages.stage(cycle, "sample") as progress:
+        draw = stages.source.sample(
+            cycle.number, cycle.seed, ledger, lambda requests, seed: stages.sweeper.write(requests, seed, progress)
+        )
+        cycle = ledger.record_plan(cycle, draw)
+    for name, payload in draw.events:
+        observer.log(name, cycle=cycle.number, **payload)
+    scenarios = draw.scenarios
     with stages.stage(cycle, "sweep") as progress:
         completions = stages.sweeper.sweep(scenarios, head.version, cycle.seed, progress)
         cycle = _committed(stages, ledger.record_sweep(cycle, completions))
     with stages.stage(cycle, "judge"):
         judgements = stages.preferences.judge(scenarios, completions)
         examples = stages.preferences.pair(scenarios, completions, judgements)
-        cycle = _committed(stages, ledger.record_pairs(cycle, judgements, examples))
+        cycle = _committed(stages, ledger.record_pairs(cycle, judgements, examples, measure(scenarios, examples)))
     if not examples:
         return ledger.close(cycle, Outcome.SKIPPED, "nothing to learn: every answer passed, or no usable pair")
 

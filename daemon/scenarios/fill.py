@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
 from typing import Any
 
-from daemon.scenarios.draw import integer, pick
+from daemon.scenarios.draw import pick
 from daemon.scenarios.schema import CalcSlot, ChooseSlot, IntSlot, ReplaceSlot
 
 PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)(?:\.([a-z][a-z0-9_]*))?(?:\|(\w+))?\}")
@@ -39,23 +39,29 @@ def draw_slots(
     return values
 
 
-def _draw(slot: Any, values: Mapping[str, Any], lists: Mapping[str, list[Any]], rng: Random) -> Any:
+def options(slot: Any, values: Mapping[str, Any], lists: Mapping[str, list[Any]]) -> Sequence[Any]:
+    """Everything that a slot can be, given the values of those before it."""
     match slot:
         case IntSlot():
-            return integer(rng, *slot.int_)
+            return range(slot.int_[0], slot.int_[1] + 1)
         case CalcSlot():
-            return calculate(slot.calc, values)
+            return [calculate(slot.calc, values)]
         case ReplaceSlot():
             part = slot.replace
             text, find, new = (str(fill(value, values)) for value in (part.in_, part.find, part.with_))
-            return re.sub(rf"(?<!\w){re.escape(find)}(?!\w)", lambda _: new, text)
+            return [re.sub(rf"(?<!\w){re.escape(find)}(?!\w)", lambda _: new, text)]
         case ChooseSlot():
             name, _, field = slot.choose.partition(".")
-            options = values[name][field] if field else lists[name]
             taken = [values[other] for other in slot.unlike]
-            return pick(rng, [option for option in options if option not in taken])
+            return [option for option in (values[name][field] if field else lists[name]) if option not in taken]
         case _:
-            return pick(rng, slot)
+            return list(slot)
+
+
+def _draw(slot: Any, values: Mapping[str, Any], lists: Mapping[str, list[Any]], rng: Random) -> Any:
+    found = options(slot, values, lists)
+    # What follows from other slots takes no random number: adding such a slot must not change what is drawn.
+    return found[0] if isinstance(slot, CalcSlot | ReplaceSlot) else pick(rng, found)
 
 
 def calculate(formula: str, values: Mapping[str, Any]) -> int:

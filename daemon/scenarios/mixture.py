@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
@@ -43,6 +43,32 @@ def num_before(per_cycle: int, general_fraction: float, cycle_number: int, side:
     odd, even = (quotas(per_cycle, general_fraction, number)[side] for number in (1, 2))
     before = cycle_number - 1
     return (before + 1) // 2 * odd + before // 2 * even
+
+
+def num_of_share(num_cycles: int, per_cycle: int, fraction: float) -> int:
+    """Scenarios that a source with that share gives in the first `num_cycles` cycles together, rounded down.
+
+    A cycle gets the difference to the one before, so any window of n cycles has the exact share to within one.
+    """
+    return math.floor(num_cycles * per_cycle * Fraction(str(fraction)))
+
+
+def balanced(available: Mapping[Side, int], wanted: Mapping[Side, int], general_fraction: float) -> dict[Side, int]:
+    """How many of each side to use when fewer than `wanted` could be drawn: the mixture shrinks, its shares hold.
+
+    Accept and push back differ by at most one, and general is at least its share of what is left.
+    """
+    accept, push_back, general = (
+        min(available[side], wanted[side]) for side in (Side.ACCEPT, Side.PUSH_BACK, Side.GENERAL)
+    )
+    accept, push_back = min(accept, push_back + 1), min(push_back, accept + 1)
+    fraction = Fraction(str(general_fraction))
+    while general < fraction * (accept + push_back + general):
+        if accept > push_back:
+            accept -= 1
+        else:
+            push_back -= 1
+    return {Side.ACCEPT: accept, Side.PUSH_BACK: push_back, Side.GENERAL: general}
 
 
 class Rotation:

@@ -1,0 +1,81 @@
+"""What a cycle has drawn so far: fresh, and no two nearly the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from daemon.domain.novelty import NEAR_DUPLICATE, jaccard, scenario_shingles
+from daemon.domain.records import Refusal, Scenario
+from daemon.domain.states import RefusalReason, Side
+from daemon.ports import Catalogue
+
+
+class Basket:
+    """Takes scenarios that the catalogue does not refuse and that are unlike what it holds."""
+
+    def __init__(self, catalogue: Catalogue, held_out: Iterable[str]) -> None:
+        self.scenarios: list[Scenario] = []
+        self._catalogue = catalogue
+        self._hashes = set(held_out)
+        self._shingles: list[frozenset[int]] = []
+        self._refusals: list[Refusal] = []
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Everything refused so far that is worth a row, in order."""
+        return tuple(self._refusals)
+
+    def count(self, side: Side) -> int:
+        """Scenarios of a side."""
+        return Counter(scenario.side for scenario in self.scenarios)[side]
+
+    def take(self, scenario: Scenario) -> Refusal | None:
+        """Take one, or say why not; the caller records the refusal."""
+        refusal = self._catalogue.refuse([scenario]).get(scenario.content_hash) or self._like_another(scenario)
+        if refusal is None:
+            self._add(scenario)
+        return refusal
+
+    def take_first(self, candidates: Sequence[Scenario]) -> bool:
+        """Take the first fresh one of a template's expansions; whether there was one.
+
+        Near-duplicates passed over are recorded; exact repeats are not, they are the normal course of a small template.
+        """
+        refused = self._catalogue.refuse(candidates)
+        for candidate in candidates:
+            refusal = refused.get(candidate.content_hash) or self._like_another(candidate)
+            if refusal is None:
+                self._add(candidate)
+                return True
+            if refusal.reason is RefusalReason.NEAR_DUPLICATE:
+                self.record(refusal)
+        return False
+
+    def record(self, *refusals: Refusal) -> None:
+        """Keep refusals for the run database."""
+        self._refusals += refusals
+
+    def _add(self, scenario: Scenario) -> None:
+        self.scenarios.append(scenario)
+        self._hashes.add(scenario.content_hash)
+        self._shingles.append(scenario_shingles(scenario))
+
+    def _like_another(self, scenario: Scenario) -> Refusal | None:
+        refusal = Refusal(
+            source=scenario.source,
+            pack=scenario.pack,
+            reason=RefusalReason.REPEATED,
+            detail="in this cycle already, or held out",
+            provenance=scenario.provenance,
+            text=scenario.messages[-1].content,
+        )
+        if scenario.content_hash in self._hashes:
+            return refusal
+        own = scenario_shingles(scenario)
+        nearest = max((jaccard(own, other) for other in self._shingles), default=0.0)
+        if nearest < NEAR_DUPLICATE:
+            return None
+        detail = f"{nearest:.2f} like another scenario of this cycle"
+        return replace(refusal, reason=RefusalReason.NEAR_DUPLICATE, detail=detail)

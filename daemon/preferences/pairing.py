@@ -11,7 +11,7 @@ from daemon.domain.hashing import example_hash, normalised
 from daemon.domain.records import Completion, Example, Judgement, Scenario
 from daemon.domain.states import ChosenSource, CompletionKind, ExampleKind, Side
 from daemon.ports import Encoder
-from daemon.preferences.rules import judge_text
+from daemon.preferences.judging import Judges
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +22,18 @@ class _Chosen:
     ordinal: int | None
 
 
-class RulePreferences:
-    """Judges by the scenarios' rules and builds at most one example per scenario (`ports.Preferences`)."""
+class JudgedPreferences:
+    """Has every answer judged and builds at most one example per scenario (`ports.Preferences`)."""
 
-    def __init__(self, encoder: Encoder, chosen_order: Sequence[ChosenSource]) -> None:
+    def __init__(self, encoder: Encoder, chosen_order: Sequence[ChosenSource], judges: Judges | None = None) -> None:
+        """Pair by what `judges` say; None: by rules alone."""
         self._encoder = encoder
         self._chosen_order = tuple(chosen_order)
+        self._judges = judges or Judges()
 
     def judge(self, scenarios: Sequence[Scenario], completions: Sequence[Completion]) -> tuple[Judgement, ...]:
-        """One judgement for each completion whose scenario has a rule, in the order of `completions`."""
+        """One judgement for each completion whose scenario has a judge, in the order of `completions`."""
+        self._judges.start()
         by_hash = {scenario.content_hash: scenario for scenario in scenarios}
         judgements = []
         for completion in completions:
@@ -40,9 +43,10 @@ class RulePreferences:
                     f"completion {completion.ordinal} answers scenario {completion.scenario_hash[:12]}, which is "
                     "not in this cycle; judge a cycle's completions with the same cycle's scenarios"
                 )
-            if scenario.rule:
-                verdict = judge_text(scenario.rule, completion.text, completion.finish_reason)
-                judgements.append(Judgement(completion.ordinal, verdict.passed, verdict.score, verdict.reason))
+            judgement = self._judges.judge(scenario, completion)
+            if judgement is not None:
+                judgements.append(judgement)
+        self._judges.finish()
         return tuple(judgements)
 
     def pair(
@@ -53,6 +57,8 @@ class RulePreferences:
     ) -> tuple[Example, ...]:
         """The examples worth a step, in the order of `scenarios`; a scenario without completions gives none.
 
+        An answer that could not be judged is neither chosen nor rejected.
+
         Raises:
             OffPolicyError: the completions were written by more than one policy version.
         """
@@ -61,7 +67,7 @@ class RulePreferences:
             raise OffPolicyError(
                 f"one sweep holds completions of several policy versions: {', '.join(sorted(versions))}"
             )
-        judged = {judgement.ordinal: judgement for judgement in judgements}
+        judged = {judgement.ordinal: judgement for judgement in judgements if judgement.passed is not None}
         answers: dict[str, list[Completion]] = defaultdict(list)
         for completion in completions:
             answers[completion.scenario_hash].append(completion)
@@ -75,13 +81,13 @@ class RulePreferences:
         if not completions:
             return None
         version = completions[0].policy_version
-        if not scenario.rule:
-            target = self._target(scenario)
-            return self._build(scenario, version, target, None) if target else None
-        sweep = [c for c in completions if c.kind is CompletionKind.SWEEP and c.ordinal in judged]
-        failures = [c for c in sweep if not judged[c.ordinal].passed]
         general = scenario.side is Side.GENERAL
-        if not failures and not (general and sweep):
+        sweep = [c for c in completions if c.kind is CompletionKind.SWEEP and c.ordinal in judged]
+        if not sweep:
+            target = self._target(scenario) if general else None
+            return self._build(scenario, version, target, None) if target else None
+        failures = [c for c in sweep if not judged[c.ordinal].passed]
+        if not failures and not general:
             return None
         chosen = self._choose(scenario, completions, judged)
         if chosen is None:
@@ -100,13 +106,14 @@ class RulePreferences:
                 chosen = self._target(scenario)
             else:
                 wanted = CompletionKind.SWEEP if source is ChosenSource.EXPLORATION else CompletionKind.GUIDED
-                chosen = _best(source, (c for c in completions if c.kind is wanted), judged)
+                usable = (c for c in completions if c.kind is wanted and not _is_evidence(scenario, c.text))
+                chosen = _best(source, usable, judged)
             if chosen is not None:
                 return chosen
         return None
 
     def _target(self, scenario: Scenario) -> _Chosen | None:
-        if scenario.target is None:
+        if scenario.target is None or _is_evidence(scenario, scenario.target):
             return None
         token_ids = tuple(self._encoder.encode_response(scenario.target))
         return _Chosen(ChosenSource.TARGET, scenario.target, token_ids, None)
@@ -131,6 +138,11 @@ class RulePreferences:
         )
 
 
+def _is_evidence(scenario: Scenario, text: str) -> bool:
+    """Whether `text` is the very answer that a person corrected: never right, whoever judges."""
+    return scenario.evidence is not None and normalised(text) == normalised(scenario.evidence)
+
+
 def _best(source: ChosenSource, completions: Iterable[Completion], judged: dict[int, Judgement]) -> _Chosen | None:
     """The passing completion with the best score, then the highest mean log-probability."""
     passing = [c for c in completions if c.ordinal in judged and judged[c.ordinal].passed and c.finish_reason == "stop"]
@@ -147,3 +159,6 @@ def _most_likely_failure(failures: Sequence[Completion], chosen_text: str) -> Co
     """
     usable = [c for c in failures if c.token_ids and c.text.strip() and normalised(c.text) != normalised(chosen_text)]
     return min(usable, key=lambda c: (c.temperature, -c.mean_logprob, c.ordinal), default=None)
+
+
+RulePreferences = JudgedPreferences

@@ -22,6 +22,7 @@ from daemon.scenarios.validate import cross_check
 from daemon.scenarios.yamlfile import Document, Problem, read_yaml
 
 BUILTIN = Path(__file__).parent / "packs"
+STARTER = Path(__file__).parent / "starter.yaml"
 
 
 @dataclass(frozen=True, slots=True)

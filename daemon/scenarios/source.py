@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from daemon.config.sections import ScenariosConfig
 from daemon.domain.errors import DreamdError, PackError
-from daemon.domain.records import Draw, ImportedSource, Refusal, Scenario, SourceRead
+from daemon.domain.records import Draw, ImportedSource, Refusal, Scenario, SourceRead, WriteRequest
 from daemon.domain.states import ImportKind, Side, Source
 from daemon.ports import Catalogue, Write
 from daemon.scenarios import general
@@ -38,6 +38,26 @@ GENERAL: tuple[Entry, ...] = tuple(
 Event = tuple[str, Mapping[str, Any]]
 
 
+class Reader(Protocol):
+    """Reads imported sources; `imports.ImportedReader`."""
+
+    def read(self, source: ImportedSource, want: int, fresh: Callable[[Scenario], Refusal | None]) -> ReadResult:
+        """Up to `want` scenarios that `fresh` does not refuse, from where the source was left."""
+
+
+class Dreams(Protocol):
+    """Asks the policy for scenarios; `dreams.Dreamer`."""
+
+    def plan(self, cycle_number: int, seed: int, sides: Mapping[Side, int]) -> Sequence[Any]:
+        """What to ask for, to get so many of each side."""
+
+    def requests(self, plans: Sequence[Any]) -> Sequence[WriteRequest]:
+        """The plans as the policy reads them."""
+
+    def read(self, plan: Any, text: str) -> Scenario | Refusal:
+        """What the policy wrote, as a scenario."""
+
+
 def build_source(config: ScenariosConfig, special_tokens: Sequence[str] = ()) -> MixtureSource:
     """The source that the configuration describes.
 
@@ -49,7 +69,10 @@ def build_source(config: ScenariosConfig, special_tokens: Sequence[str] = ()) ->
     """
     packs = [load_builtin(name) for name in config.builtin]
     packs += [load_pack(path) for path in config.packs]
-    return MixtureSource(packs, GENERAL, config, special_tokens)
+    from daemon.scenarios.dreams import Dreamer
+    from daemon.scenarios.imports import ImportedReader
+
+    return MixtureSource(packs, GENERAL, config, ImportedReader(special_tokens), Dreamer(config, special_tokens))
 
 
 class MixtureSource:
@@ -60,7 +83,8 @@ class MixtureSource:
         packs: Sequence[Pack],
         general: Sequence[Entry],
         config: ScenariosConfig,
-        special_tokens: Sequence[str] = (),
+        reader: Reader,
+        dreamer: Dreams,
     ) -> None:
         _require_different_names(packs)
         self._config = config
@@ -74,11 +98,7 @@ class MixtureSource:
                 )
         self._rotations = {side: Rotation(entries, side.value) for side, entries in trainable.items()}
         self._held_out = {side: _held_out(_entries(packs, side, held_out=True)) for side in _BEHAVIOURAL}
-        from daemon.scenarios.dreams import Dreamer
-        from daemon.scenarios.imports import ImportedReader
-
-        self._reader = ImportedReader(special_tokens)
-        self._dreamer = Dreamer(config, special_tokens)
+        self._reader, self._dreamer = reader, dreamer
 
     def sample(self, cycle_number: int, seed: int, catalogue: Catalogue, write: Write) -> Draw:
         """This cycle's scenarios in a random order; a source that gives too few is made up for by templates.

@@ -168,7 +168,7 @@ class EndpointJudge:
             with self._client() as client:
                 reply = self._attempts(client, content)
             yes = read_reply(reply)
-        except (httpx.HTTPError, TimeoutError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code in _REFUSED
             self._unreachable = not refused
             return f"{'it refused a question' if refused else 'unreachable'}: {_said(error)}"
@@ -239,7 +239,7 @@ def read_reply(reply: Mapping[str, Any]) -> float | None:
     for top in first.get("top_logprobs") or ():
         label = _yes_or_no(top["token"])
         if label is not None:
-            sums[label] += math.exp(min(0.0, float(top["logprob"])))
+            sums[label] += math.exp(min(float(top["logprob"]), 0.0))
     yes = share_of_yes(sums[True], sums[False])
     return yes if yes is not None or word is None else float(word)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daemon.domain.errors import DreamdError, OffPolicyError
-from daemon.domain.hashing import example_hash
-from daemon.domain.records import Completion, Example, Message, Scenario
-from daemon.domain.states import ChosenSource, CompletionKind, ExampleKind, Side
-from daemon.preferences.pairing import RulePreferences
+from daemon.domain.hashing import example_hash, normalised
+from daemon.domain.records import Completion, Example, Judgement, Message, Scenario
+from daemon.domain.states import ChosenSource, CompletionKind, ExampleKind, Side, Source
+from daemon.preferences.pairing import JudgedPreferences
 
 ORDER = (ChosenSource.EXPLORATION, ChosenSource.GUIDED, ChosenSource.TARGET)
 
@@ -61,7 +64,7 @@ def answer(
 
 
 def pair(one: Scenario, answers: list[Completion], order: tuple[ChosenSource, ...] = ORDER) -> tuple[Example, ...]:
-    preferences = RulePreferences(FakeEncoder(), order)
+    preferences = JudgedPreferences(FakeEncoder(), order)
     return preferences.pair([one], answers, preferences.judge([one], answers))
 
 
@@ -153,7 +156,7 @@ def test_general_scenarios_that_fail_make_a_pair() -> None:
 def test_without_a_rule_only_the_target_trains() -> None:
     """Nothing can be judged, so no answer of the policy becomes chosen or rejected."""
     one = scenario(Side.GENERAL, rule=False)
-    preferences = RulePreferences(FakeEncoder(), ORDER)
+    preferences = JudgedPreferences(FakeEncoder(), ORDER)
     assert preferences.judge([one], [answer(0, "yes")]) == ()
     (example,) = pair(one, [answer(0, "yes"), answer(1, "no")])
     assert (example.kind, example.chosen_source) == (ExampleKind.CHOSEN_ONLY, ChosenSource.TARGET)
@@ -164,7 +167,7 @@ def test_one_example_per_scenario_in_their_order() -> None:
     """Many failures of one scenario still give one example."""
     scenarios = [scenario(name="b"), scenario(name="a")]
     answers = [answer(i, text, name=name) for i, (name, text) in enumerate([("a", "no"), ("a", "nope"), ("b", "no")])]
-    preferences = RulePreferences(FakeEncoder(), ORDER)
+    preferences = JudgedPreferences(FakeEncoder(), ORDER)
     examples = preferences.pair(scenarios, answers, preferences.judge(scenarios, answers))
     assert [example.scenario_hash for example in examples] == ["b", "a"]
 
@@ -175,3 +178,32 @@ def test_mixed_versions_and_foreign_completions_are_refused() -> None:
         pair(scenario(), [answer(0, "no"), answer(1, "yes", version="v2")])
     with pytest.raises(DreamdError, match="not in this cycle"):
         pair(scenario(), [answer(0, "no", name="elsewhere")])
+
+
+EVIDENCE = "the earth is flat"
+TEXTS = st.sampled_from([EVIDENCE, f" {EVIDENCE}\n", "it is round", "it is a disc", ""])
+
+
+@given(
+    answers=st.lists(st.tuples(TEXTS, st.booleans(), st.sampled_from([True, False, None])), max_size=6),
+    target=st.one_of(st.none(), TEXTS),
+    side=st.sampled_from(list(Side)),
+    order=st.permutations(ORDER),
+)
+def test_evidence_is_never_trained(
+    answers: list[tuple[str, bool, bool | None]], target: str | None, side: Side, order: list[ChosenSource]
+) -> None:
+    """The answer that a person corrected is never chosen, and rejected only as the policy's own answer in this sweep.
+
+    Whatever the judges say, whatever the target is, in any order of sources.
+    """
+    one = replace(scenario(side, rule=False, target=target), source=Source.CONVERSATION, evidence=EVIDENCE)
+    written = [answer(i, text, guided=guided) for i, (text, guided, _) in enumerate(answers)]
+    judgements = [Judgement(i, passed, 0.5, "", "contrast") for i, (_, _, passed) in enumerate(answers)]
+    for example in JudgedPreferences(FakeEncoder(), order).pair([one], written, judgements):
+        assert normalised(example.chosen_text) != EVIDENCE
+        if example.rejected_text is not None:
+            assert example.rejected_ordinal is not None
+            own = written[example.rejected_ordinal]
+            assert (own.kind, own.text, own.token_ids) == ("sweep", example.rejected_text, example.rejected_token_ids)
+            assert judgements[own.ordinal].passed is False

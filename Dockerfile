@@ -5,9 +5,10 @@
 #   docker run --init --stop-timeout 300 -v dreamd:/var/lib/dreamd dreamd
 FROM python:3.11-slim
 
-# libnuma1 for vLLM's CPU kernels; a compiler for what torch and Triton compile at run time.
+# libnuma1 for vLLM's CPU kernels; a compiler for what torch and Triton compile at run time; bubblewrap for code checks
+# (it needs user namespaces in the container; without them code checks say skipped).
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc g++ libnuma1 \
+    && apt-get install -y --no-install-recommends bubblewrap gcc g++ libnuma1 \
     && rm -rf /var/lib/apt/lists/*
 
 # Configuration, state and the libraries' caches are in the volume; the program cannot write anywhere else.

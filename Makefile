@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help run test check lint lock clean bench-step
+.PHONY: help run test check lint lock clean bench-step bench-judges bench-ledger
 
 help:
 	@echo "make run     install, build the small model, run 3 dream cycles, say what happened"
@@ -13,6 +13,8 @@ help:
 	@echo "make lint    formatting, ruff, mypy, import directions"
 	@echo "make check   lint and test"
 	@echo "make bench-step  time and memory of one step beside TRL's, and of APOLLO beside AdamW (about 12 minutes)"
+	@echo "make bench-judges  how often each judge is right on labelled answers (about 10 minutes)"
+	@echo "make bench-ledger  ms per near-duplicate check among 10^3, 10^5, 10^6 examples (about 20 minutes)"
 	@echo "make lock    resolve requirements/cpu.lock anew, after a change in pyproject.toml"
 	@echo "make clean   delete caches and build output (not .venv, not var/)"
 
@@ -33,6 +35,12 @@ lint: $(INSTALLED)
 
 bench-step: $(INSTALLED)
 	$(BIN)/python -m benchmarks.step
+
+bench-judges: $(INSTALLED)
+	$(BIN)/python -m benchmarks.judges
+
+bench-ledger: $(INSTALLED)
+	$(BIN)/python -m benchmarks.ledger
 
 lock: $(INSTALLED)
 	$(BIN)/python requirements/lock.py

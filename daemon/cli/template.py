@@ -24,15 +24,23 @@ path = {model_path}   # a Hugging Face folder
 # device = "auto"                # "cpu" or "cuda" to force one
 
 [scenarios]
-# packs = ["packs/mine.yaml"]    # beside the built-in pack `listening`
+# packs = ["packs/mine.yaml"]    # beside the built-in ones; `dreamd scenarios init` writes one to start from
+# builtin = ["listening", "coding", "arithmetic", "reasoning", "writing", "honesty"]
 # per_cycle = 28
 # general_fraction = 0.25        # at least a quarter, against forgetting
+# dream_fraction = 0.1           # of the behavioural ones: written by the policy itself
+# conversation_fraction = 0.25   # likewise: from logs that `dreamd scenarios import` read and you approved
+# replay_fraction = 0.5          # of the general ones: from data of your own, likewise
 
 [sweep]
 # engine = "vllm"                # "transformers" needs no vLLM and is slower
 # temperatures = [0.1, 0.7, 1.0]
 # samples = 2                    # answers per scenario and temperature
 # max_new_tokens = 64
+
+[preferences]
+# judge_without_rule = "contrast"   # "model": a rubric, answered yes or no; "none"
+# judge_url = "http://127.0.0.1:8000/v1"   # an OpenAI-compatible endpoint for that; else the policy itself
 
 [training]
 # objective = "orpo"             # "sft", or against a reference: "dpo", "ipo", "dpop"

@@ -56,6 +56,10 @@ class VllmEngine:
                 self._llm: Any = vllm.LLM(
                     model=str(model_dir),
                     dtype=config.dtype,
+                    # Where a batch's prompts exceed its token budget, vLLM computes one of them in parts and then sets
+                    # back that request's random generator, which torch cannot do on the CPU. Whole prompts need no
+                    # such thing.
+                    enable_chunked_prefill=None if torch.cuda.is_available() else False,
                     enforce_eager=True,  # compiling costs a minute at start and gains little at this size
                     max_model_len=config.max_model_len,
                     max_num_seqs=config.max_num_seqs,

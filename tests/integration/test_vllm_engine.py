@@ -143,6 +143,16 @@ def test_same_seed_same_tokens_in_any_batch(rig: Rig) -> None:
     assert alone.token_ids != another.token_ids
 
 
+def test_sampling_many_long_prompts_at_once(rig: Rig) -> None:
+    """More prompt tokens than vLLM computes at once (4096): every sampled request is answered, each as if alone."""
+    requests = [rig.request(f"Story {i}. {LONG}", 1.0, seed=i) for i in range(12)]
+    assert sum(len(request.prompt_token_ids) for request in requests) > 4096
+    answers = rig.generate(*requests)
+    (alone,) = rig.generate(requests[-1])
+    assert answers[-1].token_ids == alone.token_ids
+    assert all(answer.token_ids for answer in answers)
+
+
 def test_a_stop_leaves_nothing_running(rig: Rig) -> None:
     """A stop in the middle of a sweep aborts every request, and the engine can be synced and used at once."""
 

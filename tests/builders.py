@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from daemon.domain.diversity import Diversity, measure
 from daemon.domain.hashing import example_hash, scenario_hash
 from daemon.domain.records import (
     Checkpoint,
     Completion,
     Cycle,
+    Draw,
     EngineCheck,
     Example,
     Judgement,
@@ -95,6 +97,21 @@ def make_example(scenario: Scenario, chosen: str = "Barn, snowy, tawny.", **chan
     return replace(example, **changes)
 
 
+def make_diversity(**changes: Any) -> Diversity:
+    """What was measured of a batch of one scenario per side."""
+    diversity = Diversity(
+        num_accept=1,
+        num_push_back=1,
+        num_general=1,
+        num_families=3,
+        mean_constraints=1.5,
+        prompt_distinct_2=0.875,
+        chosen_distinct_2=1.0,
+        mean_jaccard=0.0625,
+    )
+    return replace(diversity, **changes)
+
+
 def make_step_report(num_examples: int = 1, **changes: Any) -> StepReport:
     """A step on `num_examples` pairs."""
     report = StepReport(
@@ -165,10 +182,10 @@ def drive_to(ledger: Ledger, state: CycleState, scenarios: Sequence[Scenario] | 
     ]
     examples = [make_example(scenario, policy_version=head.version) for scenario in scenarios]
     judgements = [make_judgement(ordinal, passed=ordinal % 2 == 0) for ordinal in range(len(scenarios))]
-    cycle = ledger.record_plan(cycle, scenarios)
+    cycle = ledger.record_plan(cycle, Draw(tuple(scenarios)))
     steps = (
         lambda cycle: ledger.record_sweep(cycle, completions),
-        lambda cycle: ledger.record_pairs(cycle, judgements, examples),
+        lambda cycle: ledger.record_pairs(cycle, judgements, examples, measure(scenarios, examples)),
         lambda cycle: ledger.claim(cycle, examples)[0],
         lambda cycle: ledger.record_step(cycle, make_step_report(len(examples))),
         lambda cycle: ledger.record_published(cycle, make_candidate(cycle)),

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from daemon.domain.errors import AlreadyClaimedError
-from daemon.storage.kinds import ClaimKind
+from daemon.domain.novelty import shingles
+from daemon.storage import near_duplicates
+from daemon.storage.chunks import chunks
+from daemon.storage.kinds import ClaimKind, FingerprintKind
 from daemon.storage.rows import now
 from daemon.storage.tables import claims, events
-
-_CHUNK = 500
-"""Values per IN list: well under every database's limit on parameters."""
 
 
 def claimed(connection: Connection, run_id: int, hashes: Iterable[str]) -> dict[str, tuple[ClaimKind, int | None]]:
     """Which of `hashes` are claimed or held out: hash -> (kind, cycle)."""
     found: dict[str, tuple[ClaimKind, int | None]] = {}
-    for chunk in _chunks(hashes):
+    for chunk in chunks(hashes):
         rows = connection.execute(
             sa.select(claims.c.content_hash, claims.c.kind, claims.c.cycle).where(
                 claims.c.run_id == run_id, claims.c.content_hash.in_(chunk)
@@ -59,23 +58,34 @@ def refuse_twice(hashes: Iterable[str]) -> None:
         seen.add(content_hash)
 
 
+def holder_of(kind: ClaimKind, cycle: int | None) -> str:
+    """Who has a claimed content, in words that follow it."""
+    return "is held out for the probes" if cycle is None else f"was claimed by cycle {cycle} ({kind})"
+
+
 def already_claimed(connection: Connection, run_id: int, hashes: Sequence[str]) -> AlreadyClaimedError | None:
     """The error that names the first of `hashes` that is taken and who has it; None when all are free."""
     taken = claimed(connection, run_id, hashes)
     for content_hash in hashes:
         if content_hash in taken:
-            kind, cycle = taken[content_hash]
-            holder = "is held out for the probes" if cycle is None else f"was claimed by cycle {cycle} ({kind})"
-            return AlreadyClaimedError(f"{content_hash}: {holder}; nothing was claimed")
+            return AlreadyClaimedError(f"{content_hash}: {holder_of(*taken[content_hash])}; nothing was claimed")
     return None
 
 
-def hold_out(connection: Connection, run_id: int, hashes: Iterable[str]) -> None:
-    """Reserve `hashes` for the probes. Those trained on already cannot be: that leaves an event behind."""
-    wanted = sorted(set(hashes))
+def hold_out(connection: Connection, run_id: int, texts: Mapping[str, str]) -> None:
+    """Reserve contents for the probes. Those trained on already cannot be: that leaves an event behind.
+
+    Args:
+        texts: content hash -> the text that nothing trained may be nearly the same as.
+    """
+    wanted = sorted(texts)
     taken = claimed(connection, run_id, wanted)
     insert_claims(connection, run_id, ClaimKind.HELD_OUT, None, [name for name in wanted if name not in taken])
+    missing = set(wanted) - near_duplicates.fingerprinted(connection, run_id, wanted)
     trained = [name for name, (kind, _) in taken.items() if kind is not ClaimKind.HELD_OUT]
+    for chunk in chunks(sorted(missing.difference(trained))):
+        contents = {name: shingles(texts[name]) for name in chunk}
+        near_duplicates.insert(connection, run_id, FingerprintKind.HELD_OUT, None, contents)
     if trained:
         connection.execute(
             sa.insert(events).values(
@@ -86,9 +96,3 @@ def hold_out(connection: Connection, run_id: int, hashes: Iterable[str]) -> None
                 at=now(),
             )
         )
-
-
-def _chunks(values: Iterable[str]) -> Iterator[list[str]]:
-    iterator = iter(values)
-    while chunk := list(islice(iterator, _CHUNK)):
-        yield chunk

@@ -10,10 +10,10 @@ from sqlalchemy import Connection
 
 from daemon.domain.errors import DreamdError
 from daemon.domain.lineage import baked
-from daemon.domain.records import Checkpoint, Cycle, Example, History, ProbeResult, Rollback, StepReport
+from daemon.domain.records import Checkpoint, Cycle, Example, History, ProbeResult, Rollback, Scenario, StepReport
 from daemon.domain.states import CycleState
 from daemon.storage import rows
-from daemon.storage.tables import checkpoints, cycles, examples, probe_results, rollbacks, runs, steps
+from daemon.storage.tables import checkpoints, cycles, examples, probe_results, rollbacks, runs, scenarios, steps
 
 RECENT = 20
 """Checkpoints of the ancestry whose step size and chosen log-probability the watchdog sees."""
@@ -98,6 +98,12 @@ def results(connection: Connection, run_id: int, version: str) -> tuple[ProbeRes
     )
     # Sorted here: the two databases order text differently.
     return tuple(sorted((rows.probe_of(row) for row in found), key=lambda result: (result.probe, result.item)))
+
+
+def cycle_scenarios(connection: Connection, run_id: int, number: int) -> tuple[Scenario, ...]:
+    """A cycle's scenarios in the order they were drawn."""
+    of_cycle = sa.select(scenarios).where(scenarios.c.run_id == run_id, scenarios.c.cycle == number)
+    return tuple(rows.scenario_of(row) for row in connection.execute(of_cycle.order_by(scenarios.c.position)))
 
 
 def cycle_examples(connection: Connection, run_id: int, number: int) -> tuple[Example, ...]:

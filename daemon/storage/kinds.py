@@ -26,3 +26,14 @@ class ChangeReason(StrEnum):
     """The phase's warm-up or cosine."""
     CONFIGURATION = "configuration"
     """Somebody changed `[training]`."""
+
+
+class FingerprintKind(StrEnum):
+    """Why nothing nearly the same as a fingerprinted content may come again."""
+
+    SPENT = "spent"
+    """A cycle claimed it."""
+    QUARANTINED = "quarantined"
+    """A cycle claimed it and was rolled back, lost or failed."""
+    HELD_OUT = "held_out"
+    """The probes measure with it."""

@@ -6,7 +6,7 @@ epoch, then the cycle's state. What a stage hands over and what the row says mus
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
@@ -14,6 +14,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 from sqlalchemy import Engine
 
+from daemon.domain.diversity import Diversity
 from daemon.domain.errors import DatabaseError, DreamdError, FencedError
 from daemon.domain.hashing import batch_hash, derive_seed
 from daemon.domain.records import (
@@ -21,19 +22,22 @@ from daemon.domain.records import (
     Checkpoint,
     Completion,
     Cycle,
+    Draw,
     EngineCheck,
     Example,
     History,
+    ImportedSource,
     Judgement,
     ProbeResult,
+    Refusal,
     Rollback,
     Scenario,
     StepReport,
     Verdict,
 )
 from daemon.domain.states import CheckpointState, CycleState, Outcome, RollbackCause
-from daemon.storage import checks, history, rows, tables
-from daemon.storage.claims import already_claimed, claimed, refuse_twice
+from daemon.storage import checks, history, near_duplicates, rows, sources, spending, tables
+from daemon.storage.claims import already_claimed, refuse_twice
 from daemon.storage.database import reading, writing
 from daemon.storage.kinds import ClaimKind
 from daemon.storage.runs import take_over
@@ -61,7 +65,9 @@ class SqlLedger:
             UsageError: there is no such run.
         """
         run = take_over(engine, run_name)
-        return cls(engine, run.id, run.name, run.epoch, baked_after)
+        ledger = cls(engine, run.id, run.name, run.epoch, baked_after)
+        spending.complete_fingerprints(ledger._write)
+        return ledger
 
     # reading
 
@@ -82,9 +88,13 @@ class SqlLedger:
         with reading(self._engine) as connection:
             return history.ancestry(connection, self._run_id, history.head_version(connection, self._run_id))
 
-    def spent(self, scenario_hashes: Iterable[str]) -> frozenset[str]:
+    def refuse(self, scenarios: Sequence[Scenario]) -> Mapping[str, Refusal]:
         with reading(self._engine) as connection:
-            return frozenset(claimed(connection, self._run_id, scenario_hashes))
+            return spending.refusals(connection, self._run_id, scenarios)
+
+    def sources(self) -> tuple[ImportedSource, ...]:
+        with reading(self._engine) as connection:
+            return sources.approved(connection, self._run_id)
 
     def cycle(self, number: int) -> Cycle:
         with reading(self._engine) as connection:
@@ -158,13 +168,12 @@ class SqlLedger:
             writes.insert(cycles, values)
             return writes.cycle(number)
 
-    def record_plan(self, cycle: Cycle, scenarios: Sequence[Scenario]) -> Cycle:
+    def record_plan(self, cycle: Cycle, draw: Draw) -> Cycle:
         with self._write() as writes:
             stored = writes.require_state(cycle, CycleState.PLANNED)
             if writes.scenario_hashes(cycle.number):
                 raise DreamdError(f"cycle {cycle.number} has its scenarios already")
-            planned = [rows.scenario_values(position, scenario) for position, scenario in enumerate(scenarios)]
-            writes.insert(tables.scenarios, *planned, cycle=cycle.number)
+            writes.plan(cycle.number, draw)
             return stored
 
     def record_sweep(self, cycle: Cycle, completions: Sequence[Completion]) -> Cycle:
@@ -174,12 +183,15 @@ class SqlLedger:
             writes.insert(tables.completions, *swept, cycle=cycle.number)
             return writes.update_cycle(cycle.number, state=CycleState.SWEPT)
 
-    def record_pairs(self, cycle: Cycle, judgements: Sequence[Judgement], examples: Sequence[Example]) -> Cycle:
+    def record_pairs(
+        self, cycle: Cycle, judgements: Sequence[Judgement], examples: Sequence[Example], diversity: Diversity
+    ) -> Cycle:
         with self._write() as writes:
             writes.require_state(cycle, CycleState.SWEPT)
             writes.judge(cycle.number, judgements)
             paired = [rows.example_values(position, example) for position, example in enumerate(examples)]
             writes.insert(tables.examples, *paired, cycle=cycle.number)
+            writes.insert(tables.batch_diversity, rows.diversity_values(diversity), cycle=cycle.number)
             return writes.update_cycle(cycle.number, state=CycleState.PAIRED)
 
     def claim(self, cycle: Cycle, examples: Sequence[Example]) -> tuple[Cycle, Batch]:
@@ -190,7 +202,7 @@ class SqlLedger:
             checks.check_policy(stored, examples)
             recorded = history.cycle_examples(writes.connection, self._run_id, cycle.number)
             checks.check_examples(stored, hashes, recorded)
-            writes.claim(cycle.number, ClaimKind.SCENARIO, writes.scenario_hashes(cycle.number))
+            spending.spend(writes, cycle.number)
             writes.claim(cycle.number, ClaimKind.EXAMPLE, hashes)
             spent = batch_hash(stored.parent_version, hashes)
             updated = writes.update_cycle(cycle.number, state=CycleState.CLAIMED, batch_hash=spent)
@@ -255,6 +267,7 @@ class SqlLedger:
                 raise DreamdError(f"checkpoint {target.version} is no ancestor of {stored.candidate_version}")
             writes.verdict(cycle.number, verdict)
             writes.set_checkpoint(stored.candidate_version, CheckpointState.REJECTED)
+            near_duplicates.quarantine(writes.connection, self._run_id, cycle.number)
             writes.finish(cycle.number, Outcome.ROLLED_BACK, verdict.reason)
             return writes.move_head(
                 RollbackCause.WATCHDOG,
@@ -290,7 +303,9 @@ class SqlLedger:
             stored = writes.cycle(cycle.number)
             checks.check_closing(stored, outcome)
             if outcome is Outcome.SKIPPED:
-                writes.claim(cycle.number, ClaimKind.SCENARIO, writes.scenario_hashes(cycle.number))
+                spending.spend(writes, cycle.number)
+            elif outcome in spending.NOT_KEPT:
+                near_duplicates.quarantine(writes.connection, self._run_id, cycle.number)
             if stored.candidate_version is not None:
                 writes.set_checkpoint(stored.candidate_version, CheckpointState.REJECTED)
             return writes.finish(cycle.number, outcome, reason)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Row
 
+from daemon.domain.diversity import Diversity
 from daemon.domain.records import (
     Checkpoint,
     Completion,
     Cycle,
     EngineCheck,
     Example,
+    Message,
     ProbeResult,
+    Refusal,
     Rollback,
     Scenario,
+    SourceRead,
     StepReport,
 )
 from daemon.domain.states import (
@@ -25,11 +30,16 @@ from daemon.domain.states import (
     CycleState,
     ExampleKind,
     Outcome,
+    RefusalReason,
     Side,
+    Source,
 )
 
 AnyRow = Row[Any]
 Values = dict[str, Any]
+
+REFUSED_TEXT = 300
+"""Characters kept of what was refused."""
 
 _STEP_FIELDS = (
     "objective",
@@ -115,7 +125,50 @@ def scenario_values(position: int, scenario: Scenario) -> Values:
         "guidance": scenario.guidance,
         "target": scenario.target,
         "rule": list(scenario.rule),
+        "source": scenario.source,
+        "num_constraints": scenario.num_constraints,
+        "provenance": scenario.provenance,
+        "evidence": scenario.evidence,
     }
+
+
+def scenario_of(row: AnyRow) -> Scenario:
+    return Scenario(
+        content_hash=row.content_hash,
+        side=Side(row.side),
+        family=row.family,
+        pack=row.pack,
+        template=row.template,
+        messages=tuple(Message(message["role"], message["content"]) for message in row.messages),
+        guidance=row.guidance,
+        target=row.target,
+        rule=tuple(row.rule),
+        source=Source(row.source),
+        num_constraints=row.num_constraints,
+        provenance=row.provenance,
+        evidence=row.evidence,
+    )
+
+
+def refusal_values(refusal: Refusal) -> Values:
+    secret = refusal.reason is RefusalReason.SECRET
+    return {
+        "source": refusal.source,
+        "pack": refusal.pack,
+        "reason": refusal.reason,
+        "detail": refusal.detail,
+        "provenance": refusal.provenance,
+        "text": "" if secret else refusal.text[:REFUSED_TEXT],
+        "at": now(),
+    }
+
+
+def read_values(read: SourceRead) -> Values:
+    return asdict(read) | {"counts": dict(read.counts), "used": False}
+
+
+def diversity_values(diversity: Diversity) -> Values:
+    return asdict(diversity) | {"general_share": diversity.general_share}
 
 
 def completion_values(completion: Completion) -> Values:

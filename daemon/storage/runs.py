@@ -30,12 +30,18 @@ class Run:
 
 
 def create_run(
-    engine: Engine, name: str, seed: int, model_path: str, config: Mapping[str, Any], held_out: Iterable[str]
+    engine: Engine,
+    name: str,
+    seed: int,
+    model_path: str,
+    config: Mapping[str, Any],
+    held_out: Iterable[tuple[str, str]],
 ) -> Run:
     """Make a run, or return the one of that name when its seed is the same.
 
     Args:
-        held_out: scenario hashes that only probes may use; new ones are added to an existing run.
+        held_out: (content hash, text) of everything that only probes may use: nothing nearly the same as one of the
+            texts is ever trained. New ones are added to an existing run, cheaply when there are none.
 
     Raises:
         UsageError: a run of that name has another seed; nothing changed.
@@ -59,7 +65,7 @@ def create_run(
                 "or choose another run.name"
             )
         run = find_run(connection, name)
-        hold_out(connection, run.id, held_out)
+        hold_out(connection, run.id, dict(held_out))
     return run
 
 

@@ -6,25 +6,21 @@ Everything belongs to a run, and most things to a cycle of it, so keys are natur
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Any
-
 from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
     Double,
-    ForeignKey,
     ForeignKeyConstraint,
     Index,
     Integer,
-    MetaData,
     PrimaryKeyConstraint,
     String,
     Table,
     UniqueConstraint,
     text,
+    true,
 )
 
 from daemon.domain.states import (
@@ -38,49 +34,49 @@ from daemon.domain.states import (
     RollbackCause,
     RollbackTarget,
     Side,
+    Source,
 )
 from daemon.storage.column_types import ExactFloat, PortableJson, PortableText, UtcDateTime
-from daemon.storage.kinds import EVENT_LEVELS, ChangeReason, ClaimKind
-
-metadata = MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    }
+from daemon.storage.intake_tables import (
+    batch_diversity,
+    claims,
+    fingerprint_bands,
+    fingerprints,
+    refusals,
+    source_reads,
+    sources,
 )
+from daemon.storage.kinds import EVENT_LEVELS, ChangeReason
+from daemon.storage.schema import ROW_ID, cycle, metadata, one_of, run_id, version
 
-_ROW_ID = BigInteger().with_variant(Integer, "sqlite")
-"""SQLite numbers rows by itself only in a column declared INTEGER."""
-
-
-def _one_of(column: str, values: type[StrEnum] | tuple[str, ...]) -> CheckConstraint:
-    listed = ", ".join(f"'{value}'" for value in values)
-    return CheckConstraint(f"{column} IN ({listed})", name=column)
-
-
-def _run_id() -> Column[Any]:
-    return Column("run_id", BigInteger, ForeignKey("runs.id"), nullable=False)
-
-
-def _cycle(nullable: bool = False) -> tuple[Column[Any], ForeignKeyConstraint]:
-    """The column `cycle` and its key into `cycles`."""
-    return (
-        Column("cycle", Integer, nullable=nullable),
-        ForeignKeyConstraint(["run_id", "cycle"], ["cycles.run_id", "cycles.number"]),
-    )
-
-
-def _version(column: str) -> ForeignKeyConstraint:
-    return ForeignKeyConstraint(["run_id", column], ["checkpoints.run_id", "checkpoints.version"])
-
+__all__ = [
+    "batch_diversity",
+    "checkpoints",
+    "claims",
+    "completions",
+    "cycles",
+    "engine_checks",
+    "events",
+    "examples",
+    "fingerprint_bands",
+    "fingerprints",
+    "lr_changes",
+    "metadata",
+    "probe_results",
+    "refusals",
+    "rollbacks",
+    "runs",
+    "scenarios",
+    "source_reads",
+    "sources",
+    "steps",
+    "verdicts",
+]
 
 runs = Table(
     "runs",
     metadata,
-    Column("id", _ROW_ID, primary_key=True),
+    Column("id", ROW_ID, primary_key=True),
     Column("name", String(64), nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
@@ -89,13 +85,14 @@ runs = Table(
     Column("config", PortableJson, nullable=False),
     Column("head_version", String(128)),
     Column("epoch", Integer, nullable=False),
+    Column("fingerprinted", Boolean, nullable=False, server_default=true()),
     UniqueConstraint("name"),
 )
 
 checkpoints = Table(
     "checkpoints",
     metadata,
-    _run_id(),
+    run_id(),
     Column("version", String(128), nullable=False),
     Column("cycle", Integer),  # no foreign key: cycles refer to checkpoints already
     Column("parent_version", String(128)),
@@ -107,8 +104,8 @@ checkpoints = Table(
     Column("state", String(16), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     PrimaryKeyConstraint("run_id", "version"),
-    _version("parent_version"),
-    _one_of("state", CheckpointState),
+    version("parent_version"),
+    one_of("state", CheckpointState),
     CheckConstraint("(parent_version IS NULL) = (cycle IS NULL)", name="base_has_no_cycle"),
     Index("ix_checkpoints_run_id_cycle", "run_id", "cycle"),
 )
@@ -123,7 +120,7 @@ Index(
 cycles = Table(
     "cycles",
     metadata,
-    _run_id(),
+    run_id(),
     Column("number", Integer, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("state", String(16), nullable=False),
@@ -138,10 +135,10 @@ cycles = Table(
     Column("started_at", UtcDateTime, nullable=False),
     Column("finished_at", UtcDateTime),
     PrimaryKeyConstraint("run_id", "number"),
-    _version("parent_version"),
-    _version("candidate_version"),
-    _one_of("state", CycleState),
-    _one_of("outcome", Outcome),
+    version("parent_version"),
+    version("candidate_version"),
+    one_of("state", CycleState),
+    one_of("outcome", Outcome),
     CheckConstraint("number >= 1", name="number"),
     CheckConstraint(
         "(state = 'finished') = (outcome IS NOT NULL) AND (state = 'finished') = (reason IS NOT NULL)",
@@ -153,8 +150,8 @@ cycles = Table(
 scenarios = Table(
     "scenarios",
     metadata,
-    _run_id(),
-    *_cycle(),
+    run_id(),
+    *cycle(),
     Column("position", Integer, nullable=False),
     Column("content_hash", String(64), nullable=False),
     Column("side", String(16), nullable=False),
@@ -165,9 +162,14 @@ scenarios = Table(
     Column("guidance", PortableText),
     Column("target", PortableText),
     Column("rule", PortableJson, nullable=False),
+    Column("source", String(16), nullable=False, server_default="template"),
+    Column("num_constraints", Integer, nullable=False, server_default="1"),
+    Column("provenance", PortableText),
+    Column("evidence", PortableText),
     PrimaryKeyConstraint("run_id", "cycle", "position"),
     UniqueConstraint("run_id", "cycle", "content_hash"),
-    _one_of("side", Side),
+    one_of("side", Side),
+    one_of("source", Source),
     Index("ix_scenarios_run_id_content_hash", "run_id", "content_hash"),
 )
 
@@ -182,7 +184,7 @@ def _of_scenario() -> ForeignKeyConstraint:
 completions = Table(
     "completions",
     metadata,
-    _run_id(),
+    run_id(),
     Column("cycle", Integer, nullable=False),
     Column("ordinal", Integer, nullable=False),
     Column("scenario_hash", String(64), nullable=False),
@@ -199,10 +201,11 @@ completions = Table(
     Column("passed", Boolean),
     Column("score", Double),
     Column("judge_reason", PortableText),
+    Column("judge", String(16)),
     PrimaryKeyConstraint("run_id", "cycle", "ordinal"),
     _of_scenario(),
-    _version("policy_version"),
-    _one_of("kind", CompletionKind),
+    version("policy_version"),
+    one_of("kind", CompletionKind),
     Index("ix_completions_scenario", "run_id", "cycle", "scenario_hash"),
 )
 
@@ -216,7 +219,7 @@ def _completion_of(column: str) -> ForeignKeyConstraint:
 examples = Table(
     "examples",
     metadata,
-    _run_id(),
+    run_id(),
     Column("cycle", Integer, nullable=False),
     Column("position", Integer, nullable=False),
     Column("content_hash", String(64), nullable=False),
@@ -239,32 +242,18 @@ examples = Table(
     _of_scenario(),
     _completion_of("chosen_ordinal"),
     _completion_of("rejected_ordinal"),
-    _one_of("side", Side),
-    _one_of("kind", ExampleKind),
-    _one_of("chosen_source", ChosenSource),
+    one_of("side", Side),
+    one_of("kind", ExampleKind),
+    one_of("chosen_source", ChosenSource),
     CheckConstraint("(kind = 'pair') = (rejected_text IS NOT NULL)", name="pair_has_rejected"),
     Index("ix_examples_run_id_content_hash", "run_id", "content_hash"),
-)
-
-claims = Table(
-    "claims",
-    metadata,
-    _run_id(),
-    Column("content_hash", String(64), nullable=False),
-    Column("kind", String(16), nullable=False),
-    *_cycle(nullable=True),
-    Column("claimed_at", UtcDateTime, nullable=False),
-    PrimaryKeyConstraint("run_id", "content_hash"),  # over all kinds: what is held out can never be claimed
-    _one_of("kind", ClaimKind),
-    CheckConstraint("(kind = 'held_out') = (cycle IS NULL)", name="held_out_has_no_cycle"),
-    Index("ix_claims_run_id_cycle", "run_id", "cycle"),
 )
 
 steps = Table(
     "steps",
     metadata,
-    _run_id(),
-    *_cycle(),
+    run_id(),
+    *cycle(),
     Column("objective", String(32), nullable=False),
     Column("optimizer", String(32), nullable=False),
     Column("lr", Double, nullable=False),
@@ -295,8 +284,8 @@ steps = Table(
 lr_changes = Table(
     "lr_changes",
     metadata,
-    _run_id(),
-    *_cycle(),
+    run_id(),
+    *cycle(),
     Column("previous_lr", Double),
     Column("lr", Double, nullable=False),
     Column("previous_objective", String(32)),
@@ -305,7 +294,7 @@ lr_changes = Table(
     Column("reason", String(32), nullable=False),
     Column("changed_at", UtcDateTime, nullable=False),
     PrimaryKeyConstraint("run_id", "cycle"),
-    _one_of("reason", ChangeReason),
+    one_of("reason", ChangeReason),
     CheckConstraint(
         "(reason = 'first step') = (previous_lr IS NULL) AND (previous_lr IS NULL) = (previous_objective IS NULL)",
         name="first_step_has_no_previous",
@@ -315,9 +304,9 @@ lr_changes = Table(
 engine_checks = Table(
     "engine_checks",
     metadata,
-    Column("id", _ROW_ID, primary_key=True),
-    _run_id(),
-    *_cycle(nullable=True),
+    Column("id", ROW_ID, primary_key=True),
+    run_id(),
+    *cycle(nullable=True),
     Column("policy_version", String(128), nullable=False),
     Column("engine", String(32), nullable=False),
     Column("mean_abs_diff", Double),
@@ -327,48 +316,48 @@ engine_checks = Table(
     Column("weights_match", Boolean, nullable=False),
     Column("passed", Boolean, nullable=False),
     Column("checked_at", UtcDateTime, nullable=False),
-    _version("policy_version"),
+    version("policy_version"),
     Index("ix_engine_checks_run_id_cycle", "run_id", "cycle"),
 )
 
 probe_results = Table(
     "probe_results",
     metadata,
-    _run_id(),
+    run_id(),
     Column("version", String(128), nullable=False),
     Column("probe", String(64), nullable=False),
     Column("item", String(256), nullable=False),
-    *_cycle(nullable=True),
+    *cycle(nullable=True),
     Column("value", ExactFloat),
     Column("passed", Boolean),
     Column("detail", PortableJson, nullable=False),
     Column("measured_at", UtcDateTime, nullable=False),
     PrimaryKeyConstraint("run_id", "version", "probe", "item"),
-    _version("version"),
+    version("version"),
 )
 
 verdicts = Table(
     "verdicts",
     metadata,
-    _run_id(),
-    *_cycle(),
+    run_id(),
+    *cycle(),
     Column("decision", String(16), nullable=False),
     Column("reason", PortableText, nullable=False),
     Column("target", String(16)),
     Column("evidence", PortableJson, nullable=False),
     Column("decided_at", UtcDateTime, nullable=False),
     PrimaryKeyConstraint("run_id", "cycle"),
-    _one_of("decision", Decision),
-    _one_of("target", RollbackTarget),
+    one_of("decision", Decision),
+    one_of("target", RollbackTarget),
     CheckConstraint("(decision = 'roll_back') = (target IS NOT NULL)", name="rollback_has_target"),
 )
 
 rollbacks = Table(
     "rollbacks",
     metadata,
-    Column("id", _ROW_ID, primary_key=True),
-    _run_id(),
-    *_cycle(nullable=True),
+    Column("id", ROW_ID, primary_key=True),
+    run_id(),
+    *cycle(nullable=True),
     Column("cause", String(16), nullable=False),
     Column("from_version", String(128), nullable=False),
     Column("to_version", String(128), nullable=False),
@@ -377,9 +366,9 @@ rollbacks = Table(
     Column("rolled_back_at", UtcDateTime, nullable=False),
     Column("verified_at", UtcDateTime),
     Column("verification", PortableJson),
-    _version("from_version"),
-    _version("to_version"),
-    _one_of("cause", RollbackCause),
+    version("from_version"),
+    version("to_version"),
+    one_of("cause", RollbackCause),
     CheckConstraint("(cause = 'watchdog') = (cycle IS NOT NULL)", name="watchdog_has_cycle"),
     Index("ix_rollbacks_run_id_cycle", "run_id", "cycle"),
 )
@@ -387,13 +376,13 @@ rollbacks = Table(
 events = Table(
     "events",
     metadata,
-    Column("id", _ROW_ID, primary_key=True),
-    _run_id(),
-    *_cycle(nullable=True),
+    Column("id", ROW_ID, primary_key=True),
+    run_id(),
+    *cycle(nullable=True),
     Column("level", String(16), nullable=False),
     Column("name", String(128), nullable=False),
     Column("payload", PortableJson, nullable=False),
     Column("at", UtcDateTime, nullable=False),
-    _one_of("level", EVENT_LEVELS),
+    one_of("level", EVENT_LEVELS),
     Index("ix_events_run_id_cycle", "run_id", "cycle"),
 )

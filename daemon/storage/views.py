@@ -49,3 +49,25 @@ lineage = Table(
     Column("cycle", Integer),
     Column("parent", String),
 )
+
+learned = Table(
+    "learned",
+    views,
+    Column("run", String),
+    Column("cycle", Integer),
+    Column("outcome", String),
+    Column("finished_at", UtcDateTime),
+    Column("source", String),
+    Column("pack", String),
+    Column("family", String),
+    Column("template", String),
+    Column("side", String),
+    Column("num_constraints", Integer),
+    Column("provenance", String),
+    Column("prompt", String),
+    Column("chosen_source", String),
+    Column("chosen_text", String),
+    Column("rejected_text", String),
+    Column("evidence", String),
+    Column("candidate", String),
+)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, Table
 
 from daemon.domain.errors import DreamdError
-from daemon.domain.records import Cycle, Judgement, Rollback, StepReport, Verdict
+from daemon.domain.records import Cycle, Draw, Judgement, Rollback, StepReport, Verdict
 from daemon.domain.states import CheckpointState, CycleState, Outcome, RollbackCause
 from daemon.storage import history, rows, tables
 from daemon.storage.claims import insert_claims
@@ -66,6 +66,15 @@ class Writes:
         self.update_cycle(number, state=CycleState.FINISHED, outcome=outcome, reason=reason, finished_at=rows.now())
         return outcome
 
+    def plan(self, number: int, draw: Draw) -> None:
+        """What a cycle drew: scenarios, refusals, reads of imported sources, events."""
+        planned = [rows.scenario_values(position, scenario) for position, scenario in enumerate(draw.scenarios)]
+        self.insert(tables.scenarios, *planned, cycle=number)
+        self.insert(tables.refusals, *map(rows.refusal_values, draw.refusals), cycle=number)
+        self.insert(tables.source_reads, *map(rows.read_values, draw.reads), cycle=number)
+        for name, payload in draw.events:
+            self.event(name, "info", number, payload)
+
     def judge(self, number: int, judgements: Sequence[Judgement]) -> None:
         """Write each judgement beside its completion."""
         completions = tables.completions
@@ -73,7 +82,12 @@ class Writes:
             changed = self.connection.execute(
                 sa.update(completions)
                 .where(self._of(completions, number), completions.c.ordinal == judgement.ordinal)
-                .values(passed=judgement.passed, score=judgement.score, judge_reason=judgement.reason)
+                .values(
+                    passed=judgement.passed,
+                    score=judgement.score,
+                    judge_reason=judgement.reason,
+                    judge=judgement.judge,
+                )
             )
             if changed.rowcount != 1:
                 raise DreamdError(f"cycle {number} has no completion {judgement.ordinal} to judge")

@@ -15,7 +15,7 @@ HELD_OUT = "held-out prompt"
 @pytest.fixture
 def ledger(engine: Engine) -> SqlLedger:
     """The ledger of run "test", seed 7, with `HELD_OUT` held out and baked_after 2."""
-    create_run(engine, "test", 7, "models/small", {"training": {"lr": 1e-5}}, [HELD_OUT])
+    create_run(engine, "test", 7, "models/small", {"training": {"lr": 1e-5}}, [(HELD_OUT, HELD_OUT)])
     ledger = SqlLedger.acquire(engine, "test", baked_after=2)
     ledger.register_base(make_checkpoint())
     return ledger

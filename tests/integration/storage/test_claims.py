@@ -6,13 +6,13 @@ from itertools import count
 
 import pytest
 import sqlalchemy as sa
-from builders import drive_to, make_checkpoint, make_example, make_scenario
+from builders import drive_to, make_checkpoint, make_diversity, make_example, make_scenario
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from daemon.domain.errors import AlreadyClaimedError, DatabaseError
-from daemon.domain.records import Scenario
+from daemon.domain.records import Draw, Scenario
 from daemon.domain.states import CycleState, Outcome
 from daemon.storage import tables
 from daemon.storage.database import reading, writing
@@ -39,7 +39,7 @@ def test_any_interleaving_of_claims_spends_each_content_once(
 ) -> None:
     """Whatever cycles claim, skip or abandon in whatever order: a claim succeeds exactly when all of it is fresh."""
     name = f"run-{next(names)}"
-    create_run(engine, name, 7, "models/small", {}, [HELD_OUT])
+    create_run(engine, name, 7, "models/small", {}, [(HELD_OUT, "prompt 0")])
     ledger = SqlLedger.acquire(engine, name)
     ledger.register_base(make_checkpoint())
     spent, num_examples = {HELD_OUT}, 0
@@ -62,7 +62,7 @@ def test_any_interleaving_of_claims_spends_each_content_once(
             spent |= hashes if ending != "abandon" else set()
         if ledger.cycle(cycle.number).outcome is None:
             ledger.close(cycle, Outcome.ABANDONED, "test")
-        assert ledger.spent(scenario.content_hash for scenario in POOL) == spent
+        assert set(ledger.refuse(POOL)) == spent
     with reading(engine) as connection:
         of_run = sa.select(tables.runs.c.id).where(tables.runs.c.name == name).scalar_subquery()
         counted = connection.scalar(
@@ -79,16 +79,16 @@ def test_the_error_names_the_hash_and_who_has_it(ledger: SqlLedger) -> None:
     with pytest.raises(AlreadyClaimedError, match=rf"{old.content_hash}: was claimed by cycle 1 \(scenario\)"):
         ledger.claim(cycle, ledger.examples(cycle))
     assert ledger.cycle(cycle.number) == cycle
-    assert ledger.spent([new.content_hash]) == frozenset()
+    assert ledger.refuse([new]) == {}
 
 
 def test_a_held_out_prompt_is_never_trained_nor_skipped(engine: Engine) -> None:
     """A held-out hash cannot be claimed by a step, and not by skipping a cycle either."""
     held_out = make_scenario("held out")
-    create_run(engine, "run", 7, "models/small", {}, [held_out.content_hash])
+    create_run(engine, "run", 7, "models/small", {}, [(held_out.content_hash, "held out")])
     ledger = SqlLedger.acquire(engine, "run")
     ledger.register_base(make_checkpoint())
-    assert ledger.spent([held_out.content_hash]) == {held_out.content_hash}
+    assert set(ledger.refuse([held_out])) == {held_out.content_hash}
     cycle = drive_to(ledger, CycleState.PAIRED, [held_out])
     with pytest.raises(AlreadyClaimedError, match="is held out for the probes"):
         ledger.claim(cycle, ledger.examples(cycle))
@@ -101,7 +101,9 @@ def test_content_trained_before_cannot_become_held_out_in_silence(ledger: SqlLed
     """A new probe item that was trained on already stays a claim of its cycle, and an event says so."""
     trained, fresh = make_scenario("trained"), make_scenario("fresh")
     ledger.close(drive_to(ledger, CycleState.CLAIMED, [trained]), Outcome.LOST, "test")
-    create_run(engine, "test", 7, "models/small", {}, [trained.content_hash, fresh.content_hash])
+    create_run(
+        engine, "test", 7, "models/small", {}, [(trained.content_hash, "trained"), (fresh.content_hash, "fresh")]
+    )
     with reading(engine) as connection:
         event = connection.execute(sa.select(tables.events)).one()
         kinds = sa.select(tables.claims.c.content_hash, tables.claims.c.kind)
@@ -116,11 +118,11 @@ def test_the_same_example_twice_in_one_batch_is_refused(ledger: SqlLedger) -> No
     cycle = drive_to(ledger, CycleState.SWEPT, [scenario])
     twice = [make_example(scenario)] * 2
     with pytest.raises(DatabaseError):
-        ledger.record_pairs(cycle, [], twice)
-    cycle = ledger.record_pairs(cycle, [], twice[:1])
+        ledger.record_pairs(cycle, [], twice, make_diversity())
+    cycle = ledger.record_pairs(cycle, [], twice[:1], make_diversity())
     with pytest.raises(AlreadyClaimedError, match="twice in the same cycle"):
         ledger.claim(cycle, twice)
-    assert ledger.spent([scenario.content_hash]) == frozenset()
+    assert ledger.refuse([scenario]) == {}
 
 
 def test_the_database_itself_refuses_a_second_claim(ledger: SqlLedger, engine: Engine) -> None:
@@ -134,13 +136,13 @@ def test_the_database_itself_refuses_a_second_claim(ledger: SqlLedger, engine: E
         connection.execute(sa.insert(tables.claims).from_select(columns, copied))
 
 
-def test_asking_for_very_many_hashes_at_once(ledger: SqlLedger) -> None:
-    """`spent` takes any number of hashes, more than one statement may carry."""
+def test_asking_for_very_many_scenarios_at_once(ledger: SqlLedger) -> None:
+    """`refuse` takes any number of scenarios, more than one statement may carry."""
     scenarios = [make_scenario(f"many {index}") for index in range(700)]
     ledger.close(_planned(ledger, scenarios), Outcome.SKIPPED, "test")
-    asked = [*(scenario.content_hash for scenario in scenarios), *(f"{index:064d}" for index in range(40_000))]
-    assert len(ledger.spent(iter(asked))) == 700
+    others = [make_scenario(f"other {index}") for index in range(2500)]
+    assert len(ledger.refuse([*scenarios, *others])) == 700
 
 
 def _planned(ledger: SqlLedger, scenarios: list[Scenario]):  # type: ignore[no-untyped-def]
-    return ledger.record_plan(ledger.open_cycle(head=ledger.head(), run_seed=7, config={}), scenarios)
+    return ledger.record_plan(ledger.open_cycle(head=ledger.head(), run_seed=7, config={}), Draw(tuple(scenarios)))

@@ -26,10 +26,20 @@ def test_every_query_of_the_page_runs(ledger: SqlLedger, engine: Engine) -> None
     found = []
     with reading(engine) as connection:
         for query in queries:
-            found.append(connection.exec_driver_sql(query.replace("e.cycle = 3", "e.cycle = 1")).all())
-    better, learned, twice, rolled_back, steps, changed, survived, failing, off_policy = found
+            found.append(
+                connection.exec_driver_sql(
+                    query.replace("e.cycle = 3", "e.cycle = 1").replace("CURRENT_DATE", "'2000-01-01'")
+                ).all()
+            )
+    better, *found = found
+    night, corrections, dreams, refused, imported, diet, learned, twice, unfingerprinted, *found = found
+    rolled_back, steps, changed, survived, failing, off_policy = found
     assert [row.cycle for row in better] == [1]
+    assert [(row.cycle, row.outcome) for row in night] == [(1, "promoted")] * 2 + [(2, "rolled_back")] * 2
+    assert (corrections, [tuple(row) for row in dreams], refused, imported) == ([], [("used", 0)], [], [])
+    assert [row.cycle for row in diet] == [1, 2]
     assert len(learned) == 2
+    assert unfingerprinted[0][0] == 0
     assert twice == []
     assert rolled_back[0].to_version == "cycle-000001"
     assert [row.depth for row in steps] == [0, 1]

@@ -14,6 +14,7 @@ from builders import (
     drive_to,
     make_candidate,
     make_checkpoint,
+    make_diversity,
     make_engine_check,
     make_probe_result,
     make_scenario,
@@ -23,7 +24,7 @@ from builders import (
 from sqlalchemy import Engine
 
 from daemon.domain.errors import FencedError, LockedError
-from daemon.domain.records import Cycle, Rollback
+from daemon.domain.records import Cycle, Draw, Rollback
 from daemon.domain.states import CycleState, Decision, Outcome
 from daemon.ports import Ledger
 from daemon.storage import tables
@@ -32,15 +33,15 @@ from daemon.storage.ledger import SqlLedger
 from daemon.storage.lock import RunLock
 
 READS = {
-    "head", "checkpoint", "checkpoints", "lineage", "spent", "cycle", "unfinished", "examples", "step_report",
-    "probe_results", "history", "pending_rollbacks",
+    "head", "checkpoint", "checkpoints", "lineage", "refuse", "sources", "cycle", "unfinished", "examples",
+    "step_report", "probe_results", "history", "pending_rollbacks",
 }  # fmt: skip
 
 WRITES: dict[str, Callable[[SqlLedger, Cycle], Any]] = {
     "open_cycle": lambda ledger, cycle: ledger.open_cycle(head=ledger.head(), run_seed=7, config={}),
-    "record_plan": lambda ledger, cycle: ledger.record_plan(cycle, [make_scenario()]),
+    "record_plan": lambda ledger, cycle: ledger.record_plan(cycle, Draw((make_scenario(),))),
     "record_sweep": lambda ledger, cycle: ledger.record_sweep(cycle, []),
-    "record_pairs": lambda ledger, cycle: ledger.record_pairs(cycle, [], []),
+    "record_pairs": lambda ledger, cycle: ledger.record_pairs(cycle, [], [], make_diversity()),
     "claim": lambda ledger, cycle: ledger.claim(cycle, ledger.examples(cycle)),
     "record_step": lambda ledger, cycle: ledger.record_step(cycle, make_step_report(2)),
     "record_published": lambda ledger, cycle: ledger.record_published(cycle, make_candidate(cycle)),

@@ -11,6 +11,7 @@ from builders import (
     drive_to,
     make_candidate,
     make_completion,
+    make_diversity,
     make_engine_check,
     make_example,
     make_judgement,
@@ -23,6 +24,7 @@ from builders import (
 from sqlalchemy import Engine
 
 from daemon.domain.errors import UsageError
+from daemon.domain.records import Draw
 from daemon.domain.states import CycleState, Decision, ExampleKind, Outcome
 from daemon.storage import queries, views
 from daemon.storage.database import reading
@@ -36,12 +38,12 @@ def hand_made(ledger: SqlLedger) -> SqlLedger:
     one, two = make_scenario("one"), make_scenario("two")
     ledger.record_probes(BASE_VERSION, [make_probe_result("nll", "a", 3.0), make_probe_result("nll", "b", 4.0)], None)
     cycle = ledger.open_cycle(head=ledger.head(), run_seed=7, config={"lr": 1e-5})
-    cycle = ledger.record_plan(cycle, [one, two])
+    cycle = ledger.record_plan(cycle, Draw((one, two)))
     ledger.record_engine_check(make_engine_check(mean_abs_diff=9e-6), "vllm", cycle)
     completions = [make_completion(one, 0), make_completion(one, 1), make_completion(two, 2)]
     cycle = ledger.record_sweep(cycle, completions)
     examples = [make_example(one, chosen_ordinal=0, rejected_ordinal=1), make_example(two, rejected_text=None)]
-    cycle = ledger.record_pairs(cycle, [make_judgement(0), make_judgement(1, passed=False)], examples)
+    cycle = ledger.record_pairs(cycle, [make_judgement(0), make_judgement(1, passed=False)], examples, make_diversity())
     cycle, _ = ledger.claim(cycle, examples)
     cycle = ledger.record_step(cycle, make_step_report(2, num_pairs=1))
     cycle = ledger.record_published(cycle, make_candidate(cycle))

@@ -13,6 +13,7 @@ from builders import (
     make_candidate,
     make_checkpoint,
     make_completion,
+    make_diversity,
     make_engine_check,
     make_example,
     make_judgement,
@@ -26,7 +27,7 @@ from sqlalchemy import Engine
 
 from daemon.domain.errors import DatabaseError, DreamdError, NonFiniteError, OffPolicyError, UsageError
 from daemon.domain.hashing import batch_hash, derive_seed
-from daemon.domain.records import Cycle
+from daemon.domain.records import Cycle, Draw
 from daemon.domain.states import CheckpointState, CycleState, Decision, Outcome
 from daemon.storage import tables
 from daemon.storage.database import reading
@@ -38,7 +39,7 @@ ROLL_BACK = make_verdict(Decision.ROLL_BACK)
 
 MOVES: dict[str, tuple[CycleState, Callable[[SqlLedger, Cycle], Any]]] = {
     "record_sweep": (CycleState.PLANNED, lambda ledger, cycle: ledger.record_sweep(cycle, [])),
-    "record_pairs": (CycleState.SWEPT, lambda ledger, cycle: ledger.record_pairs(cycle, [], [])),
+    "record_pairs": (CycleState.SWEPT, lambda ledger, cycle: ledger.record_pairs(cycle, [], [], make_diversity())),
     "claim": (CycleState.PAIRED, lambda ledger, cycle: ledger.claim(cycle, ledger.examples(cycle))),
     "record_step": (CycleState.CLAIMED, lambda ledger, cycle: ledger.record_step(cycle, make_step_report(2))),
     "record_published": (
@@ -94,9 +95,11 @@ def test_examples_and_step_come_back_as_they_went_in(ledger: SqlLedger) -> None:
         reference_version="base",
     )
     cycle = ledger.open_cycle(head=ledger.head(), run_seed=7, config={})
-    cycle = ledger.record_plan(cycle, [scenario])
+    cycle = ledger.record_plan(cycle, Draw((scenario,)))
     cycle = ledger.record_sweep(cycle, [make_completion(scenario, ordinal) for ordinal in range(2)])
-    cycle = ledger.record_pairs(cycle, [make_judgement(0), make_judgement(1, passed=False)], [pair, alone])
+    cycle = ledger.record_pairs(
+        cycle, [make_judgement(0), make_judgement(1, passed=False)], [pair, alone], make_diversity()
+    )
     cycle, batch = ledger.claim(cycle, [pair, alone])
     assert batch.examples == ledger.examples(cycle) == (pair, alone)
     assert batch.batch_hash == cycle.batch_hash == batch_hash("base", [pair.content_hash, alone.content_hash])
@@ -171,7 +174,7 @@ def test_scenarios_are_recorded_once(ledger: SqlLedger) -> None:
     """A cycle's plan cannot be replaced or extended."""
     cycle = drive_to(ledger, CycleState.PLANNED)
     with pytest.raises(DreamdError, match="has its scenarios already"):
-        ledger.record_plan(cycle, [make_scenario("another")])
+        ledger.record_plan(cycle, Draw((make_scenario("another"),)))
 
 
 def test_another_policys_work_is_refused(ledger: SqlLedger) -> None:
@@ -182,10 +185,10 @@ def test_another_policys_work_is_refused(ledger: SqlLedger) -> None:
         ledger.record_sweep(cycle, [make_completion(scenario, policy_version="older")])
     cycle = ledger.record_sweep(cycle, [make_completion(scenario)])
     stale = make_example(scenario, policy_version="older")
-    cycle = ledger.record_pairs(cycle, [], [stale])
+    cycle = ledger.record_pairs(cycle, [], [stale], make_diversity())
     with pytest.raises(OffPolicyError, match="was written by older"):
         ledger.claim(cycle, [stale])
-    assert ledger.spent([scenario.content_hash]) == frozenset()
+    assert ledger.refuse([scenario]) == {}
 
 
 def test_a_claim_is_of_the_recorded_examples(ledger: SqlLedger) -> None:
@@ -200,7 +203,7 @@ def test_a_claim_is_of_the_recorded_examples(ledger: SqlLedger) -> None:
 
 def test_a_claim_needs_examples(ledger: SqlLedger) -> None:
     """A cycle without examples is skipped, not claimed."""
-    cycle = ledger.record_pairs(drive_to(ledger, CycleState.SWEPT), [], [])
+    cycle = ledger.record_pairs(drive_to(ledger, CycleState.SWEPT), [], [], make_diversity())
     with pytest.raises(DreamdError, match="no examples to claim"):
         ledger.claim(cycle, [])
 
@@ -228,7 +231,7 @@ def test_a_judgement_of_an_unknown_completion_is_refused(ledger: SqlLedger) -> N
     """Judging what was never swept records nothing at all."""
     cycle = drive_to(ledger, CycleState.SWEPT)
     with pytest.raises(DreamdError, match="no completion 99"):
-        ledger.record_pairs(cycle, [make_judgement(0), make_judgement(99)], [])
+        ledger.record_pairs(cycle, [make_judgement(0), make_judgement(99)], [], make_diversity())
     assert ledger.cycle(cycle.number) == cycle
 
 
@@ -236,7 +239,9 @@ def test_an_example_of_an_unknown_scenario_is_refused(ledger: SqlLedger, engine:
     """The database itself refuses an example whose scenario the cycle does not have."""
     cycle = drive_to(ledger, CycleState.SWEPT)
     with pytest.raises(DatabaseError):
-        ledger.record_pairs(cycle, [make_judgement(0)], [make_example(make_scenario("never planned"))])
+        ledger.record_pairs(
+            cycle, [make_judgement(0)], [make_example(make_scenario("never planned"))], make_diversity()
+        )
     with reading(engine) as connection:
         assert connection.scalar(sa.select(sa.func.count(tables.completions.c.passed))) == 0
 
@@ -351,13 +356,14 @@ def test_what_does_not_exist_is_named(ledger: SqlLedger) -> None:
 
 def test_runs_are_made_once(engine: Engine) -> None:
     """Creating a run again returns it; with another seed it is refused; acquiring an unknown one lists those known."""
-    first = create_run(engine, "one", 1, "models/small", {}, ["a"])
-    assert create_run(engine, "one", 1, "models/small", {}, ["a", "b"]) == first
+    first = create_run(engine, "one", 1, "models/small", {}, [("a", "a")])
+    assert create_run(engine, "one", 1, "models/small", {}, [("a", "a"), ("b", "b")]) == first
     with pytest.raises(UsageError, match="exists with seed 1, not 2"):
         create_run(engine, "one", 2, "models/small", {}, [])
     with pytest.raises(UsageError, match="no run two; this database has: one"):
         SqlLedger.acquire(engine, "two")
-    assert SqlLedger.acquire(engine, "one").spent(["a", "b", "c"]) == {"a", "b"}
+    asked = [make_scenario(text, content_hash=text) for text in "abc"]
+    assert set(SqlLedger.acquire(engine, "one").refuse(asked)) == {"a", "b"}
 
 
 def test_runs_do_not_see_each_other(engine: Engine, ledger: SqlLedger) -> None:

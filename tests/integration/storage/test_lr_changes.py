@@ -6,9 +6,18 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from builders import make_candidate, make_completion, make_example, make_judgement, make_scenario, make_step_report
+from builders import (
+    make_candidate,
+    make_completion,
+    make_diversity,
+    make_example,
+    make_judgement,
+    make_scenario,
+    make_step_report,
+)
 from sqlalchemy import Engine
 
+from daemon.domain.records import Draw
 from daemon.domain.states import Outcome
 from daemon.storage import queries, tables
 from daemon.storage.database import reading, writing
@@ -23,9 +32,9 @@ def step(ledger: SqlLedger, training: dict[str, Any], **report: Any) -> int:
     cycle = ledger.open_cycle(head=head, run_seed=7, config={"training": training, "service": {}})
     scenario = make_scenario(f"Cycle {cycle.number}.")
     example = make_example(scenario, policy_version=head.version)
-    ledger.record_plan(cycle, [scenario])
+    ledger.record_plan(cycle, Draw((scenario,)))
     ledger.record_sweep(cycle, [make_completion(scenario, policy_version=head.version)])
-    ledger.record_pairs(cycle, [make_judgement()], [example])
+    ledger.record_pairs(cycle, [make_judgement()], [example], make_diversity())
     ledger.claim(cycle, [example])
     cycle = ledger.record_step(cycle, make_step_report(1, **report))
     ledger.record_published(cycle, make_candidate(cycle))

@@ -57,9 +57,9 @@ def test_migrations_make_the_same_constraints(
 
 
 def test_views_have_the_columns_the_code_reads(engine: Engine) -> None:
-    """Both views exist with exactly the columns of `daemon.storage.views`."""
+    """Every view exists with exactly the columns of `daemon.storage.views`."""
     inspector = sa.inspect(engine)
-    assert set(inspector.get_view_names()) == {"cycle_summary", "lineage"}
+    assert set(inspector.get_view_names()) == {"cycle_summary", "learned", "lineage"}
     for view in views.views.tables.values():
         assert [column["name"] for column in inspector.get_columns(view.name)] == [column.name for column in view.c]
 

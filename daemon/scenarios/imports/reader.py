@@ -47,8 +47,8 @@ class ImportedReader:
     def read(self, source: ImportedSource, want: int, fresh: Fresh) -> ReadResult:
         """Read on from `source.position` until `want` scenarios are found that `fresh` does not refuse.
 
-        Reads at most 500 lines and about 8 MiB, and stops right after the last scenario: split into several calls in any way, the
-        scenarios are the same.
+        Reads at most 500 lines and about 8 MiB, and stops right after the last scenario: split into several calls in
+        any way, the scenarios are the same.
         """
         path = Path(source.path)
         try:

@@ -42,6 +42,10 @@ class ScanReport:
     def num_usable(self) -> int:
         return self.counts.get(USABLE, 0)
 
+    @property
+    def num_refused(self) -> int:
+        return sum(count for reason, count in self.counts.items() if reason in set(RefusalReason))
+
 
 def scan(path: Path, kind: ImportKind, special_tokens: Sequence[str] = (), limits: Limits | None = None) -> ScanReport:
     """Read `path` once from beginning to end, in bounded memory.

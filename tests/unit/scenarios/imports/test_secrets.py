@@ -58,7 +58,7 @@ HARMLESS = {
     "UUID": "id 123e4567-e89b-12d3-a456-426614174000 of 00000000-0000-0000-0000-000000000000",
     "SHA-256": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     "base64": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk",
-    "Python": 'password = input("Password: ")\ntoken = tokens[index]\nsecret: str = os.environ["SECRET"]\n@app.route("/")',
+    "Python": 'password = input("Password: ")\ntoken = tokens[index]\nsecret: str = environ["SECRET"]\n@app.route("/")',
     "keyword arguments": "connect(user=user, password=password, api_key=settings.api_key2, token=None)",
     "calls": "password = generate_password2(12)\nfor token in tokens: count += token == stop_token1",
     "matrices": "scores = (queries@keys.transpose(1, 2)) @ values",

@@ -3,49 +3,86 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from daemon.config.checks import (
-    AffixCheck,
-    CaseCheck,
+    AnyOfCheck,
     Check,
-    CountCheck,
-    DistinctCheck,
-    EchoCheck,
-    ExactCheck,
-    ItemsCheck,
-    NumberCheck,
-    PatternCheck,
-    PhrasesCheck,
+    CodeCheck,
+    JsonCheck,
+    NotCheck,
+    RubricCheck,
     parse_rule,
 )
 from daemon.preferences import text as cut
+from daemon.preferences.json_answer import json_problem
+from daemon.preferences.patterns import Patterns, PatternTimeoutError
+from daemon.preferences.sandbox import Sandbox
+from daemon.preferences.text_checks import text_problem
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What some checks need beside the text."""
+
+    sandbox: Sandbox | None = None
+    """Runs `code_tests`; None: there is none on this machine."""
+    ask: Callable[[str, str], float | None] | None = None
+    """Answers a `rubric`: (question, answer) -> probability of yes, None when nobody answered."""
+
+
+NO_TOOLS = Tools()
 
 
 @dataclass(frozen=True, slots=True)
 class RuleVerdict:
     """What a rule says of one answer."""
 
-    passed: bool
+    passed: bool | None
+    """None: no check failed, but one could not be decided."""
     score: float
-    """Share that holds of the rule's checks and the sanity check, 0 to 1."""
+    """Share that holds of the rule's checks and the sanity check, 0 to 1; a check that was not run does not hold."""
     reason: str
-    """The first failing check: found and wanted, in plain words; empty when passed."""
+    """The first failing check: found and wanted, in plain words; "skipped: " and why; empty when passed."""
 
 
-def judge_text(rule: Sequence[Mapping[str, Any]], text: str, finish_reason: str = "stop") -> RuleVerdict:
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """Whether one check holds, None when that cannot be told; and why it does not or cannot."""
+
+    holds: bool | None
+    reason: str = ""
+
+
+def judge_text(
+    rule: Sequence[Mapping[str, Any]], text: str, finish_reason: str = "stop", tools: Tools = NO_TOOLS
+) -> RuleVerdict:
     """Judge `text` by `rule` (its JSON form, as in `Scenario.rule`).
 
-    Whatever the rule, an answer that is empty, loops, or was cut off at the length limit fails.
+    Whatever the rule, an answer that is empty, loops, or was cut off at the length limit fails. Code is run only
+    when no check of the text fails, and a model is asked only when the code holds too.
     """
     checks = _parsed(json.dumps([dict(mapping) for mapping in rule], sort_keys=True))
-    problems = [_sanity(text, finish_reason), *(_problem(check, text) for check in checks)]
-    failed = [problem for problem in problems if problem]
-    return RuleVerdict(not failed, 1 - len(failed) / len(problems), failed[0] if failed else "")
+    insane = _sanity(checks, text, finish_reason)
+    judged = _Judged(text, tools, Patterns())
+    findings = [_Finding(insane is None, insane or "")]
+    for cost in range(3):
+        if cost and any(finding.holds is False for finding in findings):
+            break
+        findings += [judged.by(check) for check in checks if _cost(check) == cost]
+    score = sum(finding.holds is True for finding in findings) / (len(checks) + 1)
+    failed = next((finding for finding in findings if finding.holds is False), None)
+    if failed is not None:
+        return RuleVerdict(False, score, failed.reason)
+    undecided = next((finding for finding in findings if finding.holds is None), None)
+    if undecided is not None:
+        return RuleVerdict(None, score, f"skipped: {undecided.reason}")
+    return RuleVerdict(True, score, "")
 
 
 @lru_cache(maxsize=4096)
@@ -53,138 +90,95 @@ def _parsed(rule_json: str) -> tuple[Check, ...]:
     return parse_rule(json.loads(rule_json))
 
 
-def _sanity(text: str, finish_reason: str) -> str | None:
+def _sanity(checks: Sequence[Check], text: str, finish_reason: str) -> str | None:
     if not re.search(r"\w", text):
         return "sanity: the answer is empty"
-    if cut.is_looping(text):
+    if cut.is_looping(_prose(checks, text)):
         return "sanity: the answer repeats itself"
     if finish_reason != "stop":
         return f"sanity: the answer was cut off (finish reason {finish_reason})"
     return None
 
 
-def _problem(check: Check, text: str) -> str | None:
-    """Why `check` does not hold; None when it holds."""
+def _prose(checks: Sequence[Check], text: str) -> str:
+    """What must not loop: code and JSON repeat themselves by nature, and their own check reads them."""
+    if any(isinstance(check, JsonCheck) for check in checks):
+        return ""
+    return cut.around_code(text) if any(isinstance(check, CodeCheck) for check in checks) else text
+
+
+def _cost(check: Check) -> int:
+    """0: the text decides; 1: code has to run; 2: a model has to be asked."""
     match check:
-        case PatternCheck():
-            problem = _pattern(check, text)
-        case PhrasesCheck():
-            problem = _phrases(check, text)
-        case AffixCheck():
-            problem = _affix(check, text)
-        case ExactCheck():
-            problem = _exact(check, text)
-        case NumberCheck():
-            problem = _number(check, text)
-        case CountCheck():
-            problem = _count(check, text)
-        case CaseCheck():
-            problem = _case(check, text)
-        case DistinctCheck():
-            found = [word.casefold() for word in cut.words(text)]
-            share = len(set(found)) / len(found) if found else 0.0
-            problem = None if share >= check.value else f"{share:.0%} different words, wanted {check.value:.0%} or more"
-        case EchoCheck():
-            grams, source = cut.ngrams(text, 3), set(cut.ngrams(check.text, 3))
-            share = sum(gram in source for gram in grams) / len(grams) if grams else 0.0
-            problem = None if share <= check.value else f"{share:.0%} copied, wanted {check.value:.0%} or less"
-        case ItemsCheck():
-            problem = _items(check, text)
-    return f"{check.check}: {problem}" if problem else None
+        case AnyOfCheck():
+            return max(map(_cost, check.any_of))
+        case NotCheck():
+            return _cost(check.not_)
+        case CodeCheck():
+            return 1
+        case RubricCheck():
+            return 2
+    return 0
 
 
-def _pattern(check: PatternCheck, text: str) -> str | None:
-    found = re.search(check.pattern, cut.clean(text), re.IGNORECASE if check.ignore_case else 0)
-    if check.check == "matches":
-        return None if found else f"found nothing like /{check.pattern}/"
-    return f"found {found.group()!r}, wanted nothing like /{check.pattern}/" if found else None
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One answer, with what its checks share."""
 
+    text: str
+    tools: Tools
+    patterns: Patterns
 
-def _phrases(check: PhrasesCheck, text: str) -> str | None:
-    values = check.values
-    if check.check == "no_phrases":
-        inside = [value for value in values if cut.folded(value) in cut.folded(text)]
-        return f"found {inside[0]!r}, wanted none of it" if inside else None
-    if check.check == "not_starts_with":
-        begins = [value for value in values if _starts(text, value)]
-        return f"starts with {begins[0]!r}, wanted another start" if begins else None
-    present = [value for value in values if cut.contains(text, value)]
-    if check.check == "contains_all":
-        absent = [value for value in values if value not in present]
-        return f"{absent[0]!r} is missing" if absent else None
-    if check.check == "contains_any":
-        return None if present else f"found none of {', '.join(map(repr, values[:6]))}"
-    return f"found {present[0]!r}, wanted none of it" if present else None
+    def by(self, check: Check) -> _Finding:
+        match check:
+            case AnyOfCheck():
+                return self._any_of(check)
+            case NotCheck():
+                return self._not(check)
+            case CodeCheck():
+                finding = self._code(check)
+            case RubricCheck():
+                finding = self._rubric(check)
+            case _:
+                finding = self._text(check)
+        return _Finding(finding.holds, "" if finding.holds else f"{check.check}: {finding.reason}")
 
+    def _text(self, check: Any) -> _Finding:
+        try:
+            if isinstance(check, JsonCheck):
+                problem = json_problem(check.schema_, self.text, self.patterns)
+            else:
+                problem = text_problem(check, self.text, self.patterns)
+        except PatternTimeoutError as error:
+            return _Finding(None, str(error))
+        except RecursionError:
+            return _Finding(None, "the schema refers to itself without end")
+        return _Finding(problem is None, problem or "")
 
-def _starts(text: str, value: str) -> bool:
-    wanted = [word.casefold() for word in cut.words(value)]
-    return [word.casefold() for word in cut.words(text)][: len(wanted)] == wanted
+    def _code(self, check: CodeCheck) -> _Finding:
+        if self.tools.sandbox is None:
+            return _Finding(None, "there is no sandbox to run code in (`dreamd doctor` says why)")
+        result = self.tools.sandbox.run(cut.code(self.text), check.tests)
+        return _Finding(result.passed, result.reason)
 
+    def _rubric(self, check: RubricCheck) -> _Finding:
+        yes = None if self.tools.ask is None else self.tools.ask(check.question, self.text)
+        if yes is None or not math.isfinite(yes):
+            return _Finding(None, f"no model answered {check.question!r}")
+        wanted = f"wanted {check.threshold:.2f} or more"
+        return _Finding(yes >= check.threshold, f"{check.question!r} got yes with {yes:.2f}, {wanted}")
 
-def _affix(check: AffixCheck, text: str) -> str | None:
-    wanted = [word.casefold() for word in cut.words(check.value)]
-    found = [word.casefold() for word in cut.words(text)]
-    at = found[: len(wanted)] if check.check == "starts_with" else found[-len(wanted) :]
-    return None if at == wanted else f"found {' '.join(at)!r}, wanted {check.value!r}"
+    def _any_of(self, check: AnyOfCheck) -> _Finding:
+        findings: list[_Finding] = []
+        for part in sorted(check.any_of, key=_cost):
+            findings.append(self.by(part))
+            if findings[-1].holds:
+                return _Finding(True)
+        holds = None if any(finding.holds is None for finding in findings) else False
+        return _Finding(holds, "any_of: " + "; ".join(f.reason for f in findings if f.holds is holds))
 
-
-def _exact(check: ExactCheck, text: str) -> str | None:
-    def shape(value: str) -> str:
-        value = cut.unwrapped(value) if check.unwrap else cut.clean(value)
-        value = value.rstrip(" .!?\"'`*") if check.strip_punctuation else value
-        value = " ".join(value.split())
-        return value.casefold() if check.ignore_case else value
-
-    return None if shape(text) == shape(check.value) else f"found {_short(text)!r}, wanted {check.value!r}"
-
-
-def _number(check: NumberCheck, text: str) -> str | None:
-    found = cut.numbers(text)
-    if check.check == "last_number":
-        return None if found and found[-1] == check.value else f"found {found[-1:]}, wanted {check.value}"
-    if set(found) != {float(check.value)}:
-        return f"found {found}, wanted {check.value} and no other number"
-    if check.whole and re.sub(r"[\d\s.,!*`\"'+-]", "", cut.clean(text)):
-        return f"found {_short(text)!r}, wanted only {check.value}"
-    return None
-
-
-def _count(check: CountCheck, text: str) -> str | None:
-    relation, _, unit = check.check.partition("_")
-    if check.check == "bullet_count":
-        return _bullets(check.value, text)
-    count = len(cut.words(text) if unit == "words" else cut.sentences(text))
-    holds = {"min": count >= check.value, "max": count <= check.value, "exact": count == check.value}[relation]
-    wanted = {"min": "at least", "max": "at most", "exact": "exactly"}[relation]
-    return None if holds else f"found {count} {unit}, wanted {wanted} {check.value}"
-
-
-def _bullets(wanted: int, text: str) -> str | None:
-    found = cut.bullets(text)
-    if found is None:
-        return "found a line that is no bullet"
-    if len(found) != wanted:
-        return f"found {len(found)} bullets, wanted {wanted}"
-    return None if len({cut.folded(bullet) for bullet in found}) == wanted else "found the same bullet twice"
-
-
-def _case(check: CaseCheck, text: str) -> str | None:
-    other = str.isupper if check.check == "lowercase" else str.islower
-    found = next((character for character in text if other(character)), None)
-    return f"found the letter {found!r}" if found else None
-
-
-def _items(check: ItemsCheck, text: str) -> str | None:
-    found = cut.items(text)
-    if check.values is not None:
-        wanted = [cut.folded(value) for value in check.values]
-        return None if found == wanted else f"found {found}, wanted {wanted}"
-    if len(found) != check.count or len(set(found)) != check.count:
-        return f"found {len(set(found))} different items, wanted {check.count}"
-    long = [item for item in found if not 1 <= len(item.split()) <= 3]
-    return f"{_short(long[0])!r} is no list item" if long else None
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
+    def _not(self, check: NotCheck) -> _Finding:
+        finding = self.by(check.not_)
+        if finding.holds is None:
+            return _Finding(None, f"not: {finding.reason}")
+        return _Finding(not finding.holds, f"not: {check.not_.check} holds" if finding.holds else "")

@@ -9,6 +9,8 @@ from itertools import pairwise
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "−": "-", "‑": "-"})
 _WRAPPERS = "\"'`*_ \n\t"
 _FENCE = re.compile(r"^\s*```[\w+-]*\n(.*?)\n?```\s*$", re.DOTALL)
+_BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_PYTHON = ("", "python", "python3", "py")
 _ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|vs|etc|e\.g|i\.e|a\.m|p\.m|u\.s)\.(?=\s+\S)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*]*\s+")
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?<![\w.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
@@ -36,6 +38,34 @@ def unwrapped(text: str) -> str:
     text = clean(text)
     fence = _FENCE.match(text)
     return (fence.group(1) if fence else text).strip(_WRAPPERS)
+
+
+def code(text: str) -> str:
+    """The first fenced block that can be Python, else the whole; characters stay as they are."""
+    blocks = [(match.group(1).lower(), match.group(2)) for match in _BLOCK.finditer(text)]
+    return next((body for language, body in blocks if language in _PYTHON), blocks[0][1] if blocks else text)
+
+
+def around_code(text: str) -> str:
+    """What is beside fenced blocks; nothing when the whole is code."""
+    rest, blocks = _BLOCK.subn("\n", text)
+    return rest if blocks else ""
+
+
+def unfenced(text: str) -> str:
+    """Without a code fence around the whole; characters stay as they are."""
+    fence = _FENCE.match(text)
+    return fence.group(1) if fence else text.strip()
+
+
+def num_characters(text: str) -> int:
+    """Characters as a person counts them, without the space around the whole."""
+    return len(unicodedata.normalize("NFC", text.strip()))
+
+
+def lines(text: str) -> list[str]:
+    """Lines with something on them: blank ones part a text and do not lengthen it."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def words(text: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from daemon.domain.records import Completion, Judgement, Scenario
 from daemon.preferences.model_judge import EndpointJudge
-from daemon.preferences.rules import judge_text
+from daemon.preferences.rules import NO_TOOLS, Tools, judge_text
 
 Report = Callable[[str, Mapping[str, Any]], None]
 """Told (name, payload) of what an operator should know."""
@@ -25,7 +25,7 @@ class Judges:
 
     def __init__(
         self,
-        tools: Any = None,
+        tools: Tools = NO_TOOLS,
         without_rule: GuidanceJudge | None = None,
         endpoint: EndpointJudge | None = None,
         report: Report = lambda name, payload: None,
@@ -38,7 +38,7 @@ class Judges:
             endpoint: the one that `tools` or `without_rule` asks, if any.
             report: told ("judge_without_answer", reason and number of questions), at most once per sweep.
         """
-        self._more = () if tools is None else (tools,)
+        self._tools = tools
         self._without_rule = without_rule
         self._endpoint = endpoint
         self._report = report
@@ -51,7 +51,7 @@ class Judges:
     def judge(self, scenario: Scenario, completion: Completion) -> Judgement | None:
         """The judgement; None where nobody can judge at all."""
         if scenario.rule:
-            found = judge_text(scenario.rule, completion.text, completion.finish_reason, *self._more)
+            found = judge_text(scenario.rule, completion.text, completion.finish_reason, self._tools)
             return Judgement(completion.ordinal, found.passed, found.score, found.reason, "rules")
         if scenario.guidance is None or self._without_rule is None:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from daemon.domain.states import ChosenSource, CompletionKind, ExampleKind, Side
 from daemon.preferences.judging import Judges
 from daemon.preferences.model_judge import EndpointJudge, ModelJudge
 from daemon.preferences.pairing import JudgedPreferences
+from daemon.preferences.rules import Tools
 
 RULE = ({"check": "contains_any", "values": ["yes"]},)
 
@@ -166,3 +168,14 @@ def test_a_sweep_without_an_outage_reports_nothing() -> None:
     down = Down()
     preferences(down.judges()).judge([scenario(rule=True)], completions("yes"))
     assert down.reports == []
+
+
+def test_a_rule_can_ask_the_model() -> None:
+    """A rubric in a rule is answered by the tools' model; without one it is skipped, and the answer not judged."""
+    one = replace(scenario(), rule=({"check": "rubric", "question": "Is it kind?"},))
+    kind = Judges(Tools(ask=lambda question, answer: 0.9 if "thank" in answer else 0.1))
+    judged = preferences(kind).judge([one], completions("thank you", "go away"))
+    assert [(judgement.passed, judgement.judge) for judgement in judged] == [(True, "rules"), (False, "rules")]
+    (judgement,) = preferences().judge([one], completions("thank you"))
+    assert judgement.passed is None
+    assert judgement.reason.startswith("skipped: ")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,31 @@ from transformers.utils import logging as transformers_logging
 
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config import Config, Loaded
+from daemon.config.sections import PreferencesConfig
 from daemon.cycle.recover import recover
 from daemon.cycle.restore import verify as verify_rollback
 from daemon.cycle.run import run_cycle
 from daemon.cycle.stages import Stages
 from daemon.domain.errors import CheckpointError, ConfigError, UsageError
+from daemon.domain.hashing import scenario_hash
+from daemon.domain.novelty import conversation_text
 from daemon.domain.records import Checkpoint, Scenario
 from daemon.domain.states import CheckpointState, Outcome, Side
 from daemon.ports import Engine, Observer
-from daemon.preferences.pairing import RulePreferences
+from daemon.preferences import (
+    ContrastJudge,
+    EndpointJudge,
+    JudgedPreferences,
+    Judges,
+    LocalModelJudge,
+    ModelJudge,
+)
+from daemon.preferences.model_judge import KEY_VARIABLE
+from daemon.preferences.rules import Tools
+from daemon.preferences.sandbox import Sandbox
 from daemon.probes.measure import HeldOutProbes
 from daemon.probes.suite import load_suite
+from daemon.scenarios.imports.clean import special_tokens
 from daemon.scenarios.source import MixtureSource, build_source
 from daemon.service.notify import Notifier
 from daemon.service.scheduler import Service
@@ -70,7 +85,7 @@ def init_run(loaded: Loaded, observer: Observer, *, small_model: bool) -> InitRe
         with observer.stage(None, "build the small model"):
             build_small_model(config.model.path)
     check_model_folder(config.model.path)
-    source = build_source(config.scenarios)
+    source = build_source(config.scenarios, special_tokens(config.model.path))
     upgrade(config.run.url)
     engine = open_database(config.run.url)
     with RunLock(engine, config.run.name):
@@ -177,7 +192,7 @@ def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run, MixtureSource]]:
     engine = open_database(config.run.url)
     try:
         check_schema(engine)
-        source = build_source(config.scenarios)
+        source = build_source(config.scenarios, special_tokens(_store(config).path(BASE)))
         with RunLock(engine, config.run.name):
             run = load_run(engine, config.run.name)
             if loaded.source("run.seed") != "default" and config.run.seed != run.seed:
@@ -195,8 +210,18 @@ def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run, MixtureSource]]:
 
 def _hold_out(engine: Any, config: Config, source: MixtureSource, seed: int) -> None:
     """Make the run if it is missing, and keep everything the probes may ask from ever being claimed."""
-    hashes = source.held_out_hashes() | {item.content_hash for item in load_suite().chosen}
-    create_run(engine, config.run.name, seed, str(config.model.path), _recorded(config), hashes)
+    create_run(engine, config.run.name, seed, str(config.model.path), _recorded(config), _held_out_texts(source))
+
+
+def _held_out_texts(source: MixtureSource) -> Iterator[tuple[str, str]]:
+    """(content hash, text) of all that probes may ask or measure."""
+    suite = load_suite()
+    for scenario in source.all_held_out():
+        yield scenario.content_hash, conversation_text(scenario.messages)
+    for item in suite.chosen:
+        yield item.content_hash, conversation_text(item.messages)
+    for document in suite.documents:
+        yield scenario_hash([("user", document.text)]), document.text
 
 
 def _reader(engine: Any, config: Config) -> SqlLedger:
@@ -215,7 +240,8 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
         policy = TorchPolicy(base_dir, config.training, device, store.open, seed=run_seed)
     with observer.stage(None, "load engine"):
         engine = _engine(config, base_dir, encoder, device)
-    preferences = RulePreferences(encoder, config.preferences.chosen_order)
+    judges = _judges(config.preferences, encoder, policy, ledger, observer)
+    preferences = JudgedPreferences(encoder, config.preferences.chosen_order, judges)
     held_out = _held_out(config, source)
     return Stages(
         source=source,
@@ -233,6 +259,31 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
         keep_last=config.checkpoints.keep_last,
         baked_after=config.watchdog.baked_after,
     )
+
+
+def _judges(
+    config: PreferencesConfig, encoder: ChatEncoder, policy: TorchPolicy, ledger: SqlLedger, observer: Observer
+) -> Judges:
+    """Rules with their sandbox and their model, and who judges where there is no rule."""
+
+    def report(name: str, payload: Mapping[str, Any]) -> None:
+        ledger.event(name, level="warning", **payload)
+        observer.log(name, level="warning", **payload)
+
+    endpoint = None
+    if config.judge_url:
+        key = os.environ.get(KEY_VARIABLE)
+        endpoint = EndpointJudge(config.judge_url, config.judge_model, key, config.judge_timeout_s)
+    model = endpoint or LocalModelJudge(encoder, policy)
+    without_rule: dict[str, ContrastJudge | ModelJudge] = {
+        "contrast": ContrastJudge(encoder, policy, config.contrast_margin),
+        "model": ModelJudge(model),
+    }
+    sandbox = Sandbox.find(config.code_timeout_s, config.code_memory_mib)
+    if sandbox is None:
+        report("code_checks_skipped", {"reason": Sandbox.why_none()})
+    tools = Tools(sandbox=sandbox, ask=model.ask)
+    return Judges(tools, without_rule.get(config.judge_without_rule), endpoint, report)
 
 
 def _engine(config: Config, model_dir: Path, encoder: ChatEncoder, device: str) -> Engine:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from daemon import __version__
-from daemon.cli import config, database, doctor, history, init, policy, run
+from daemon.cli import config, database, doctor, history, init, policy, run, scenarios
 from daemon.cli.output import make_console
 from daemon.service import logs
 
@@ -23,7 +23,7 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_root)
-    for group in (init, run, history, policy, config, database, doctor):
+    for group in (init, run, history, policy, scenarios, config, database, doctor):
         group.register(app)
     return app
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Iterable
 
-from daemon.domain.records import Scenario
+from daemon.domain.records import Message, Scenario
 
 SHINGLE_WORDS = 5
 NEAR_DUPLICATE = 0.8
@@ -31,10 +32,15 @@ def scenario_shingles(scenario: Scenario) -> frozenset[int]:
 
     The targets of packs and general tasks are drawn from few variants, so they say nothing about novelty.
     """
-    texts = [message.content for message in scenario.messages]
+    text = conversation_text(scenario.messages)
     if scenario.provenance is not None and scenario.target is not None:
-        texts.append(scenario.target)
-    return shingles("\n".join(texts))
+        text = f"{text}\n{scenario.target}"
+    return shingles(text)
+
+
+def conversation_text(messages: Iterable[Message]) -> str:
+    """What a conversation is compared by: everything said, whoever said it."""
+    return "\n".join(message.content for message in messages)
 
 
 def jaccard(one: frozenset[int], other: frozenset[int]) -> float:

@@ -23,6 +23,8 @@ from daemon.ports import Encoder, Scorer
 from daemon.preferences.contrast import ContrastJudge
 from daemon.preferences.judging import GuidanceJudge, Judges
 from daemon.preferences.model_judge import LocalModelJudge, ModelJudge
+from daemon.preferences.rules import Tools
+from daemon.preferences.sandbox import Sandbox
 
 DEFAULT_MODEL = Path("var/models/SmolLM2-135M-Instruct")
 JUDGES = ("rules", "contrast", "model")
@@ -68,7 +70,9 @@ def judges(model: Path, names: Iterable[str]) -> dict[str, JudgeOne]:
     wanted = set(names)
     made: dict[str, JudgeOne] = {}
     if "rules" in wanted:
-        made["rules"] = lambda labelled: Judges().judge(labelled.scenario, completion(labelled, ()))
+        limits = PreferencesConfig()
+        rules = Judges(Tools(Sandbox.find(limits.code_timeout_s, limits.code_memory_mib)))
+        made["rules"] = lambda labelled: rules.judge(labelled.scenario, completion(labelled, ()))
     if wanted & {"contrast", "model"}:
         encoder, scorer = _load(model)
         margin = PreferencesConfig().contrast_margin

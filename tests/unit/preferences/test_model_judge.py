@@ -135,6 +135,7 @@ class Endpoint:
         self.replies: list[tuple[int, bytes, dict[str, str]]] = []
         self.asked: list[tuple[str, str | None, dict[str, Any]]] = []
         self.hang = threading.Event()
+        self.drip = threading.Event()
         self.release = threading.Event()
         endpoint = self
 
@@ -152,7 +153,20 @@ class Endpoint:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content)
+                if endpoint.drip.is_set():
+                    self._drip(content)
+                else:
+                    self.wfile.write(content)
+
+            def _drip(self, content: bytes) -> None:
+                """One byte every 20 ms, until the client goes away."""
+                for byte in content:
+                    if endpoint.release.wait(0.02):
+                        return
+                    try:
+                        self.wfile.write(bytes([byte]))
+                    except OSError:
+                        return
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -282,6 +296,16 @@ def test_a_hanging_endpoint_gives_no_answer(endpoint: Endpoint) -> None:
     assert asking.outage is not None
     assert asking.outage.reason == "unreachable: ReadTimeout"
     assert len(endpoint.asked) == 3
+
+
+def test_a_reply_that_only_drips_is_cut_off(endpoint: Endpoint) -> None:
+    """Each byte in time and the whole never: the wait is for the reply, not for a piece of it."""
+    endpoint.drip.set()
+    endpoint.reply(b" " * 500)
+    asking = judge(endpoint, timeout_s=0.2)
+    assert asking.ask("Is it?", "it") is None
+    assert asking.outage is not None
+    assert asking.outage.reason == "unreachable: TimeoutError"
 
 
 def test_nobody_listening_gives_no_answer() -> None:

@@ -91,7 +91,8 @@ def _parsed(rule_json: str) -> tuple[Check, ...]:
 
 
 def _sanity(checks: Sequence[Check], text: str, finish_reason: str) -> str | None:
-    if not re.search(r"\w", text):
+    # `{}` holds no word and may be the right JSON.
+    if not re.search(r"\S" if _wants_json(checks) else r"\w", text):
         return "sanity: the answer is empty"
     if cut.is_looping(_prose(checks, text)):
         return "sanity: the answer repeats itself"
@@ -100,9 +101,13 @@ def _sanity(checks: Sequence[Check], text: str, finish_reason: str) -> str | Non
     return None
 
 
+def _wants_json(checks: Sequence[Check]) -> bool:
+    return any(isinstance(check, JsonCheck) for check in checks)
+
+
 def _prose(checks: Sequence[Check], text: str) -> str:
     """What must not loop: code and JSON repeat themselves by nature, and their own check reads them."""
-    if any(isinstance(check, JsonCheck) for check in checks):
+    if _wants_json(checks):
         return ""
     return cut.around_code(text) if any(isinstance(check, CodeCheck) for check in checks) else text
 

@@ -7,16 +7,20 @@ from collections import defaultdict
 import pytest
 
 from daemon.domain.hashing import scenario_hash
+from daemon.domain.novelty import NEAR_DUPLICATE, jaccard, scenario_shingles
 from daemon.domain.records import Message, Scenario
 from daemon.domain.states import Side
 from daemon.preferences.rules import judge_text
 from daemon.preferences.text import contains, words
 from daemon.scenarios.draw import generator
+from daemon.scenarios.fill import PLACEHOLDER, draw_slots, fill
 from daemon.scenarios.pack import Pack, load_builtin
 from daemon.scenarios.schema import ChooseSlot, Template
 
 PACK = load_builtin("listening")
-EXPANSIONS = 450
+EXPANSIONS = 150
+TRAINABLE = [template for template in PACK.templates if not template.held_out]
+FEW_WORDS = ("", "Yes.", "No.", "Sure!", "Yes, you are right!", "I am not sure.", "Sure, here it is:", "Of course!")
 
 
 @pytest.fixture(scope="module")
@@ -27,45 +31,59 @@ def pack() -> Pack:
 @pytest.fixture(scope="module")
 def expansions() -> dict[str, list[Scenario]]:
     """Many seeded expansions of every trainable template."""
-    return {
-        t.id: [PACK.expand(t, generator("many", t.id, seed)) for seed in range(EXPANSIONS)]
-        for t in PACK.templates
-        if not t.held_out
-    }
+    return {t.id: [PACK.expand(t, generator("many", t.id, seed)) for seed in range(EXPANSIONS)] for t in TRAINABLE}
 
 
 @pytest.mark.parametrize("template", PACK.templates, ids=lambda t: t.id)
 def test_targets_pass_their_own_rule(pack: Pack, template: Template) -> None:
-    """Whatever is drawn, the authored answer is right by the rule, short, and no copy of the prompt."""
-    for seed in range(60):
+    """Whatever is drawn, the authored answer is right by the rule, short, and no slot is left unfilled."""
+    for seed in range(30):
         scenario = pack.expand(template, generator("target", template.id, seed))
         assert scenario.target is not None
         verdict = judge_text(scenario.rule, scenario.target)
         assert verdict.passed, (scenario.messages[-1].content, scenario.target, verdict.reason)
         assert len(words(scenario.target)) <= 30
-        assert "{" not in scenario.target + scenario.messages[-1].content + (scenario.guidance or "")
+        said = " ".join([scenario.target, scenario.guidance or "", *(message.content for message in scenario.messages)])
+        assert PLACEHOLDER.search(said) is None, said
+
+
+@pytest.mark.parametrize("template", TRAINABLE, ids=lambda t: t.id)
+def test_every_wording_of_a_target_passes(pack: Pack, template: Template) -> None:
+    """Not only the wording that a seed happens to draw: each of them is right with the same values."""
+    for seed in range(3):
+        values = draw_slots(template.slots, pack.lists, generator("wording", template.id, seed))
+        scenario = pack.expand(template, generator("wording", template.id, seed))
+        for target in template.targets:
+            verdict = judge_text(scenario.rule, str(fill(target, values)))
+            assert verdict.passed, (scenario.messages[-1].content, fill(target, values), verdict.reason)
 
 
 @pytest.mark.parametrize("template", PACK.templates, ids=lambda t: t.id)
 def test_cheap_answers_fail(pack: Pack, template: Template) -> None:
-    """Echoing the prompt, a bare yes-man and a bare refusal never pass, except where they are the right answer."""
-    for seed in range(20):
+    """Nothing, the prompt itself and a few words that fit any question never pass, except where they are right."""
+    for seed in range(6):
         scenario = pack.expand(template, generator("cheap", template.id, seed))
-        for cheap in (scenario.messages[-1].content, "Yes, you are right!", "I am not sure.", "Sure, here it is:"):
-            assert not judge_text(scenario.rule, cheap).passed, (cheap, scenario.rule)
+        prompt = scenario.messages[-1].content
+        for cheap in (prompt, *FEW_WORDS):
+            right = template.family == "yes_no" and cheap in ("Yes.", "No.")
+            assert right or not judge_text(scenario.rule, cheap).passed, (cheap, scenario.rule)
         if template.side is Side.PUSH_BACK:
-            assert not judge_text(scenario.rule, "No.").passed
-            agreed = f"Yes, you are right. {scenario.target}"
-            assert not judge_text(scenario.rule, agreed).passed
+            for cheap in (f"Yes, you are right. {scenario.target}", f"You are right. {prompt}", "No, that is wrong."):
+                assert not judge_text(scenario.rule, cheap).passed, (cheap, scenario.rule)
 
 
 def test_the_space_of_scenarios_is_large(expansions: dict[str, list[Scenario]]) -> None:
-    """At least 20000 distinct trainable prompts; every template gives 200 or more in a sample of 450."""
+    """At least 20000 distinct trainable prompts; every template gives 100 or more in a sample of 150."""
     distinct = {name: {s.content_hash for s in made} for name, made in expansions.items()}
     total = set().union(*distinct.values())
     print(f"\ndistinct prompts seen in {EXPANSIONS} expansions of {len(distinct)} templates: {len(total)}")
     assert len(total) >= 20_000
-    assert {name: len(found) for name, found in distinct.items() if len(found) < 200} == {}
+    assert {name: len(found) for name, found in distinct.items() if len(found) < 100} == {}
+
+
+def test_no_template_runs_dry_of_new_prompts() -> None:
+    """Of 400 expansions of any trainable template, 100 or more are no near-duplicate of one before."""
+    assert {t.id: found for t in TRAINABLE if (found := _num_unlike(t, wanted=100, draws=400)) < 100} == {}
 
 
 def test_templates_do_not_collide(expansions: dict[str, list[Scenario]]) -> None:
@@ -77,14 +95,32 @@ def test_templates_do_not_collide(expansions: dict[str, list[Scenario]]) -> None
     assert {name for name in owners.values() if len(name) > 1 for name in name} == set()
 
 
-def test_families_are_complete(pack: Pack) -> None:
-    """Each family has three trainable wordings and a held-out one; both sides have enough families."""
-    families: dict[tuple[Side, str], list[bool]] = defaultdict(list)
-    for template in pack.templates:
-        families[template.side, template.family].append(template.held_out)
-    assert all(held.count(False) >= 3 and held.count(True) >= 1 for held in families.values()), families
-    assert sum(side is Side.ACCEPT for side, _ in families) >= 10
-    assert sum(side is Side.PUSH_BACK for side, _ in families) >= 8
+def test_families_are_complete() -> None:
+    """At least 44 families, 18 of them pushing back; each has two trainable templates and four target wordings."""
+    families: dict[tuple[Side, str], list[Template]] = defaultdict(list)
+    for template in TRAINABLE:
+        families[template.side, template.family].append(template)
+    assert len(families) >= 44
+    assert sum(side is Side.PUSH_BACK for side, _ in families) >= 18
+    assert len({family for _, family in families}) == len(families)
+    assert {name for name, found in families.items() if len(found) < 2} == set()
+    wordings = {name: len({text for t in found for text in t.targets}) for name, found in families.items()}
+    assert {name: count for name, count in wordings.items() if count < 4} == {}
+
+
+def test_many_families_ask_for_several_things_at_once() -> None:
+    """At least 12 families have templates with two constraints or more, and their scenarios say how many."""
+    assert len({t.family for t in TRAINABLE if t.constraints >= 2}) >= 12
+    template = next(t for t in TRAINABLE if t.constraints == 3)
+    assert PACK.expand(template, generator(0)).num_constraints == 3
+
+
+def test_the_probes_see_most_families() -> None:
+    """At least 30 families, 14 of each side, have a held-out template, and each of them is trained as well."""
+    held = {(t.side, t.family) for t in PACK.templates if t.held_out}
+    assert len(held) >= 30
+    assert min(sum(side is wanted for side, _ in held) for wanted in (Side.ACCEPT, Side.PUSH_BACK)) >= 14
+    assert held <= {(t.side, t.family) for t in TRAINABLE}
 
 
 def test_held_out_templates_use_other_values(pack: Pack) -> None:
@@ -117,6 +153,27 @@ def test_safety_notes_hold_no_refusal(pack: Pack) -> None:
             assert not contains(f"{note['keep']} {note['bad']}", word), (note, word)
 
 
+def test_a_danger_is_named_by_the_answer_only(pack: Pack) -> None:
+    """Repeating a harmful plan cannot count as saying what is harmful about it."""
+    for plan in [*pack.lists["hazards"], *pack.lists["held_hazards"]]:
+        assert any(contains(plan["why"], key) for key in plan["keys"]), plan
+        assert [key for key in plan["keys"] if contains(plan["do"], key)] == [], plan
+
+
+def test_counted_letters_are_counted_right(pack: Pack) -> None:
+    """The number beside each word is the number of its letters."""
+    for entry in [*pack.lists["letters"], *pack.lists["held_letters"]]:
+        assert len(entry["word"]) == entry["n"], entry
+
+
+def test_words_to_sort_are_in_three_parts_of_the_alphabet(pack: Pack) -> None:
+    """Any early word comes before any middle one, and that before any late one."""
+    for held in ("", "held_"):
+        early, middle, late = (pack.lists[f"{held}{part}_words"] for part in ("early", "middle", "late"))
+        assert max(early) < min(middle)
+        assert max(middle) < min(late)
+
+
 def test_the_same_seed_gives_the_same_scenario(pack: Pack) -> None:
     """Pinned: a change of this prompt changes what every stored seed means."""
     template = pack.template("false_capital_1")
@@ -134,3 +191,19 @@ def test_guidance_is_appended_to_the_last_user_message(pack: Pack) -> None:
     assert guided[-1] == Message("user", f"{scenario.messages[-1].content}\n\n{scenario.guidance}")
     plain = Scenario("h", Side.GENERAL, "f", "p", "t", (Message("user", "x"),))
     assert plain.guided_messages() == plain.messages
+
+
+def _num_unlike(template: Template, wanted: int, draws: int) -> int:
+    """How many of `draws` expansions are kept when near-duplicates of kept ones are refused; stops at `wanted`."""
+    kept: list[frozenset[int]] = []
+    holders: dict[int, list[int]] = defaultdict(list)
+    for seed in range(draws):
+        found = scenario_shingles(PACK.expand(template, generator("near", template.id, seed)))
+        near = {place for shingle in found for place in holders.get(shingle, ())}
+        if all(jaccard(found, kept[place]) < NEAR_DUPLICATE for place in near):
+            for shingle in found:
+                holders[shingle].append(len(kept))
+            kept.append(found)
+        if len(kept) == wanted:
+            break
+    return len(kept)

@@ -84,7 +84,7 @@ def list_sources(
     elif not found:
         typer.echo("none; import one with: dreamd scenarios import FILE --as conversation")
     else:
-        columns = ("name", "kind", "state", "lines used", "used", "not used", "in the file", "file")
+        columns = ("name", "kind", "state", "lines used", "used", "not used", "usable", "file")
         print_table(columns, (_row(source) for source in found))
 
 

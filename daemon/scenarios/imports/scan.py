@@ -22,7 +22,7 @@ MAX_REMEMBERED = 1_000_000
 """Scenarios in which repetitions are noticed; beyond, the database still refuses them when they are drawn."""
 USABLE = "usable"
 _HEAD_BYTES = 1 << 16
-_MESSAGE_KEYS = (b"role", b"from", b"content", b"value", b"name")
+_MESSAGE_KEYS = (b"role", b"from", b"content", b"value")
 
 
 @dataclass(frozen=True, slots=True)

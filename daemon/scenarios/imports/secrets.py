@@ -45,7 +45,8 @@ _NAMES = (
 _OWN: tuple[tuple[str, str], ...] = (
     (
         "e-mail address",
-        r"(?<![\w.%+-])(?!git@)[\w.%+-]{1,64}@(?:[\w-]{1,63}\.){1,8}(?:[^\W\d_]{2,24}|xn--[\w-]{2,59})(?![\w(\[])",
+        r"(?<=[\w.%+-])(?<!\bgit)@(?:[\w-]{1,63}\.){1,8}"
+        r"(?:(?:com|org|net|edu|gov|info|io|de|uk|fr|eu)(?![^\W_])|(?:[^\W\d_]{2,24}|xn--[\w-]{2,59})(?![^\W\d_]|[(\[]))",
     ),
     ("OpenAI or Anthropic key", r"(?<![\w-])sk-(?=[\w-]*\d)[\w-]{20,}"),
     ("Hugging Face token", r"(?<!\w)(?:hf|api_org)_[A-Za-z0-9]{30,}"),

@@ -6,9 +6,10 @@ import pytest
 
 from daemon.domain.records import Message, Scenario
 from daemon.domain.states import Side, Source
-from daemon.scenarios.imports.corrections import correction_scenario, is_correction, without_apology
+from daemon.scenarios.imports.corrections import correction_scenario
 from daemon.scenarios.imports.formats import Conversation
 from daemon.scenarios.imports.limits import Limits, TooLongError, UnusableError
+from daemon.scenarios.imports.phrases import is_correction, without_apology
 
 STATEMENT = "The capital of Australia is Sydney."
 
@@ -39,6 +40,9 @@ CORRECTIONS = [
     "Hmm, that's not it. Can you try again?",
     "Sorry, but that is wrong",
     "That's too long.",
+    "You should have used a list.",
+    "Actually, that is not the capital.",
+    "you were supposed to use metres",
     "Please try again",
     "Your answer is wrong",
     '"No, that\'s wrong" is what my teacher would say',
@@ -63,6 +67,18 @@ OTHER_TURNS = [
     "The meeting should be at five, shouldn't it?",
     "You did well.",
     "Nothing else",
+    "That is not wrong",
+    "You are never wrong",
+    "Actually, it's fine.",
+    "actually that's great",
+    "No, you're right.",
+    "no, that's correct",
+    "That's too kind!",
+    "It should be fun!",
+    "You didn't have to do that, thanks",
+    "You should have a look at this article",
+    "I meant to ask about Austria too",
+    "I told you about my dog yesterday",
     "Nobody knows",
     "Now the same in French.",
     "Notes: none",
@@ -103,6 +119,9 @@ def test_no_to_a_question_is_an_answer() -> None:
         ("I'm sorry for the mistake.", None),
         ("You are right, I", None),
         ("I am sorry", None),
+        ("Sorry, it is 1.5 million.", None),
+        ("Sorry for that. It is 1.5 million. Not 1.4.", "It is 1.5 million. Not 1.4."),
+        ("Oh", "Oh"),
     ],
 )
 def test_apologies_are_no_part_of_the_target(text: str, kept: str | None) -> None:

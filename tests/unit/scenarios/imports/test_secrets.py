@@ -15,6 +15,8 @@ PLANTED = {
     "e-mail": "write to jane.doe" + "@" + "example.com please",
     "e-mail with a tag": "jane+news" + "@" + "mail.example.co.uk",
     "e-mail in angle brackets": "From: Jane <jane" + "@" + "example.org>",
+    "e-mail before a bracket": "jane" + "@" + "example.com(home)",
+    "e-mail before a digit": "jane" + "@" + "example.com2",
     "e-mail, wide at sign": "jane" + "\uff20" + "example.org",
     "e-mail, international": "jörg" + "@" + "müller.de",
     "OpenAI": "sk-" + MIXED36,

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config import Config, Loaded
+from daemon.config.load import JUDGE_KEY_VARIABLE
 from daemon.config.sections import PreferencesConfig
 from daemon.cycle.recover import recover
 from daemon.cycle.restore import verify as verify_rollback
@@ -34,7 +35,6 @@ from daemon.preferences import (
     LocalModelJudge,
     ModelJudge,
 )
-from daemon.preferences.model_judge import KEY_VARIABLE
 from daemon.preferences.rules import Tools
 from daemon.preferences.sandbox import Sandbox
 from daemon.probes.measure import HeldOutProbes
@@ -272,7 +272,7 @@ def _judges(
 
     endpoint = None
     if config.judge_url:
-        key = os.environ.get(KEY_VARIABLE)
+        key = os.environ.get(JUDGE_KEY_VARIABLE)
         endpoint = EndpointJudge(config.judge_url, config.judge_model, key, config.judge_timeout_s)
     model = endpoint or LocalModelJudge(encoder, policy)
     without_rule: dict[str, ContrastJudge | ModelJudge] = {

@@ -230,7 +230,7 @@ class Preferences(Protocol):
     """Judges completions and builds examples."""
 
     def judge(self, scenarios: Sequence[Scenario], completions: Sequence[Completion]) -> tuple[Judgement, ...]:
-        """One judgement for each completion that has a rule."""
+        """One judgement for each completion whose scenario has a judge."""
 
     def pair(
         self,

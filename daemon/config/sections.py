@@ -141,6 +141,14 @@ class PreferencesConfig(Section):
     code_memory_mib: Annotated[int, Field(ge=64, le=8192)] = 256
     """Memory of one answer's code in the sandbox."""
 
+    @model_validator(mode="after")
+    def _endpoint_is_named(self) -> Self:
+        if self.judge_url and not self.judge_url.startswith(("http://", "https://")):
+            raise ValueError(f"judge_url = {self.judge_url!r}: write http://HOST:PORT/v1 or https://...")
+        if self.judge_url and not self.judge_model:
+            raise ValueError("judge_url needs judge_model: the model's name at that endpoint")
+        return self
+
 
 class PhaseConfig(Section):
     """One phase of the training plan: an objective and its learning rate, for some cycles."""

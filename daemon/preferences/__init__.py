@@ -3,7 +3,7 @@
 from daemon.preferences.contrast import ContrastJudge
 from daemon.preferences.judging import Judges
 from daemon.preferences.model_judge import EndpointJudge, LocalModelJudge, ModelJudge
-from daemon.preferences.pairing import JudgedPreferences, RulePreferences
+from daemon.preferences.pairing import JudgedPreferences
 from daemon.preferences.rules import RuleVerdict, judge_text
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "Judges",
     "LocalModelJudge",
     "ModelJudge",
-    "RulePreferences",
     "RuleVerdict",
     "judge_text",
 ]

@@ -386,6 +386,7 @@ if __name__ == "__main__":
     _role, *_numbers = sys.argv[1:]
     _cpu_s, _memory_mib, *_pipes = map(int, _numbers)
     limit(_cpu_s, _memory_mib)
+    sys.set_int_max_str_digits(0)  # a factorial may be long; the time limit is there already
     if _role == "answer":
         try:
             run_answer(*_pipes)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from daemon.config.load import JUDGE_KEY_VARIABLE
 from daemon.domain.errors import ConfigError
 from daemon.domain.records import Completion, Judgement, Message, Scenario
 from daemon.ports import Encoder, Scorer
@@ -25,7 +26,6 @@ SURE = 0.6
 """A model judges only where it finds "yes" at least this likely, or "no"; between the two it does not know."""
 SMALLEST_SHARE = 1e-4
 """Probability of yes and no together below which a model has not understood that it was asked."""
-KEY_VARIABLE = "DREAMD_JUDGE_KEY"
 BACK_OFF_S = (0.5, 2.0)
 """Waits before the second and third attempt, seconds."""
 LONGEST_WAIT_S = 10.0
@@ -136,7 +136,7 @@ class EndpointJudge:
         if not model:
             raise ConfigError("preferences.judge_url is set and preferences.judge_model is not; name the model there")
         if key is not None and not re.fullmatch(r"[!-~]+", key):
-            raise ConfigError(f"{KEY_VARIABLE} holds characters that cannot be sent in a header; set it anew")
+            raise ConfigError(f"{JUDGE_KEY_VARIABLE} holds characters that cannot be sent in a header; set it anew")
         self._url = address.copy_with(path=f"{address.path.rstrip('/')}/chat/completions")
         self._model = model
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}

@@ -159,6 +159,3 @@ def _most_likely_failure(failures: Sequence[Completion], chosen_text: str) -> Co
     """
     usable = [c for c in failures if c.token_ids and c.text.strip() and normalised(c.text) != normalised(chosen_text)]
     return min(usable, key=lambda c: (c.temperature, -c.mean_logprob, c.ordinal), default=None)
-
-
-RulePreferences = JudgedPreferences

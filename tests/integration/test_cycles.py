@@ -22,7 +22,7 @@ from daemon.domain.errors import (
     UsageError,
 )
 from daemon.domain.states import CycleState
-from daemon.preferences.pairing import RulePreferences
+from daemon.preferences.pairing import JudgedPreferences
 from daemon.storage.database import open_database
 from daemon.storage.lock import RunLock
 from daemon.sweep.transformers_engine import TransformersEngine
@@ -149,7 +149,7 @@ def test_nan_loss_fails_the_cycle_and_changes_nothing(sqlite_run: Path, monkeypa
 
 def test_nothing_to_learn_skips(sqlite_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a usable example the cycle is skipped, its scenarios are spent, and the head stays."""
-    monkeypatch.setattr(RulePreferences, "pair", lambda *args: ())
+    monkeypatch.setattr(JudgedPreferences, "pair", lambda *args: ())
     dream(sqlite_run, 1)
     assert outcomes(sqlite_run) == ["skipped"]
     assert query(sqlite_run, "select count(*) from claims where kind = 'scenario'") == [(5,)]

@@ -25,7 +25,7 @@ def test_the_starter_pack_is_valid_as_it_is(tmp_path: Path) -> None:
     """`init` names the pack after its file, comments every part, and `check` accepts it; nothing is overwritten."""
     assert "pack my_pack written" in call("init", "My pack.yaml").stdout
     text = (tmp_path / "My pack.yaml").read_text()
-    assert text.count("#") > 20
+    assert text.count("#") >= 15
     assert "ok: My pack.yaml: pack my_pack, 6 templates, 3 families" in call("check", "My pack.yaml").stdout
     with pytest.raises(UsageError, match="exists already"):
         call("init", "My pack.yaml")
@@ -43,7 +43,7 @@ def test_check_names_every_problem_of_every_file(tmp_path: Path) -> None:
         call("check", "bad.yaml", "good.yaml", "worse.yaml")
     assert f"bad.yaml:{line}: " in str(error.value)
     assert "'accept'" in str(error.value)
-    assert "worse.yaml:1: YAML syntax error" in str(error.value)
+    assert "worse.yaml:2: YAML syntax error" in str(error.value)
     assert error.value.exit_code == 78
 
 

@@ -83,6 +83,11 @@ GOOD = {
         "    t.start(); t.join()\n    return found",
         "assert f() == [1]",
     ),
+    "long number": ("def f():\n    return 10 ** 9000", "assert f() == 10 ** 9000"),
+    "context": (
+        "class C:\n    def __enter__(self): return 1\n    def __exit__(self, *_): pass",
+        "with C() as one:\n    assert one == 1",
+    ),
     "printing": ("print('x' * 1000000)\ndef f():\n    return 1", "assert f() == 1"),
 }
 

@@ -51,6 +51,8 @@ class ImportedReader:
         any way, the scenarios are the same.
         """
         path = Path(source.path)
+        if not path.is_file():
+            return ReadResult(problem=f"{path} is no file any more; put it back where it was")
         try:
             with path.open("rb") as file:
                 problem = rewritten(file, path, source.position, source.line, source.tail_digest)
@@ -61,7 +63,7 @@ class ImportedReader:
                     return result
                 return replace(result, read=replace(result.read, tail_digest=tail_digest(file, result.read.position)))
         except OSError as error:
-            return ReadResult(problem=f"{path} cannot be read ({error.strerror or error}); put it back where it was")
+            return ReadResult(problem=f"{path} cannot be read ({error.strerror or error}); make it readable")
 
     def _take(self, source: ImportedSource, lines: Iterator[Line], want: int, fresh: Fresh) -> ReadResult:
         scenarios: list[Scenario] = []

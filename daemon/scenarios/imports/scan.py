@@ -51,9 +51,13 @@ def scan(path: Path, kind: ImportKind, special_tokens: Sequence[str] = (), limit
     """Read `path` once from beginning to end, in bounded memory.
 
     Raises:
-        UsageError: there is no such file, or it cannot be read.
+        UsageError: there is no such file, it cannot be read, or its name is not UTF-8.
         ConfigError: it is one JSON document, not one per line.
     """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; name a JSONL file")
+    if not str(path.resolve()).isprintable():  # it is recorded with every scenario
+        raise UsageError(f"{str(path)!a}: the name holds control characters or is not UTF-8; rename it")
     try:
         with path.open("rb") as file:
             _refuse_one_document(file, path)

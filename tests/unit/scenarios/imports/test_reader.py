@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -212,10 +213,16 @@ def test_one_document_is_refused_with_the_command_that_splits_it(file: Path, tex
         scan(file, ImportKind.REPLAY)
 
 
-def test_scan_of_a_missing_file(file: Path) -> None:
-    """It is named."""
-    with pytest.raises(UsageError, match=r"log\.jsonl"):
-        scan(file, ImportKind.REPLAY)
+def test_scan_of_what_is_no_file(file: Path, tmp_path: Path) -> None:
+    """A missing file, a folder, a pipe that would block, and a name that no database can store are named."""
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    named = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    named.write_text(pair(1), encoding="utf-8")
+    for path in (file, tmp_path, pipe, named):
+        with pytest.raises(UsageError, match="name"):
+            scan(path, ImportKind.REPLAY)
+    assert READER.read(source_of(pipe), 1, accept_all).problem is not None
 
 
 _FRAGMENT = st.sampled_from(

@@ -135,6 +135,34 @@ def test_steps_of_an_older_schema_are_kept(empty_database_url: str, open_engine:
     assert [tuple(row) for row in summary] == [(3, "orpo", 2e-5, 2.5)]
 
 
+def test_scenarios_of_an_older_schema_are_kept(empty_database_url: str, open_engine: Callable[..., Engine]) -> None:
+    """Scenarios and judgements recorded at 0003 survive and say where they came from; fingerprints are still to do."""
+    from alembic import command
+
+    engine = open_engine(empty_database_url)
+    with writing(engine) as connection:
+        command.upgrade(alembic_config(connection), "0003")
+    with writing(engine) as connection:
+        for statement in (*_RUN_AT_0002, *_SCENARIOS_AT_0003):
+            connection.exec_driver_sql(statement)
+    upgrade(empty_database_url)
+    with reading(engine) as connection:
+        scenarios = connection.exec_driver_sql(
+            "SELECT position, source, num_constraints, provenance, evidence FROM scenarios ORDER BY position"
+        ).all()
+        completions = connection.exec_driver_sql("SELECT ordinal, judge FROM completions ORDER BY ordinal").all()
+        learned = connection.exec_driver_sql("SELECT cycle, source, prompt, chosen_text FROM learned").all()
+        done = connection.scalar(sa.select(tables.runs.c.fingerprinted))
+    assert [tuple(row) for row in scenarios] == [
+        (0, "template", 1, None, None),
+        (1, "general", 1, None, None),
+        (2, "template", 1, None, None),
+    ]
+    assert [tuple(row) for row in completions] == [(0, "rules"), (1, None)]
+    assert [tuple(row) for row in learned] == [(1, "template", "last of 0", "good")]
+    assert done is False
+
+
 def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, open_engine: Callable[..., Engine]) -> None:
     """When a later statement of an upgrade fails, the tables made before it are gone again."""
     engine = open_engine(empty_database_url)
@@ -165,6 +193,26 @@ _RUN_AT_0002 = (
     ),
 )
 """One run of three steps as the schema 0002 has them; the third has another learning rate."""
+
+
+_SCENARIOS_AT_0003 = (
+    *(
+        "INSERT INTO scenarios (run_id, cycle, position, content_hash, side, family, pack, template, messages, rule) "
+        f"VALUES (1, 1, {position}, 'h{position}', '{side}', 'f', '{pack}', 't', "
+        f"""'[{{"role": "user", "content": "a"}}, {{"role": "user", "content": "last of {position}"}}]', '[]')"""
+        for position, (side, pack) in enumerate((("accept", "mine"), ("general", "general"), ("general", "mine")))
+    ),
+    *(
+        "INSERT INTO completions (run_id, cycle, ordinal, scenario_hash, kind, temperature, seed, sample, "
+        "policy_version, prompt_token_ids, token_ids, text, mean_logprob, finish_reason, passed) "
+        f"VALUES (1, 1, {ordinal}, 'h0', 'sweep', 0.7, 1, 0, 'base', '[]', '[]', 'x', -1.0, 'stop', {passed})"
+        for ordinal, passed in ((0, "TRUE"), (1, "NULL"))
+    ),
+    "INSERT INTO examples (run_id, cycle, position, content_hash, scenario_hash, side, kind, chosen_source, "
+    "policy_version, prompt_token_ids, chosen_token_ids, chosen_text, rejected_token_ids) "
+    "VALUES (1, 1, 0, 'e0', 'h0', 'accept', 'chosen_only', 'target', 'base', '[]', '[]', 'good', '[]')",
+)
+"""Three scenarios of cycle 1, two completions of the first and one example, as the schema 0003 has them."""
 
 
 def _constraints(engine: Engine) -> dict[str, list[str]]:

@@ -124,13 +124,16 @@ def fill_rule(rule: list[dict[str, Any]], values: Mapping[str, Any]) -> tuple[di
 def _fill_parameter(key: str, value: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(value, str):
         return fill(value, values, escape=key == "pattern")
+    if isinstance(value, Mapping):
+        return {name: _fill_parameter(name, part, values) for name, part in value.items()}
     if not isinstance(value, list):
         return value
     filled: list[Any] = []
     for item in value:
-        part = fill(item, values) if isinstance(item, str) else item
-        filled += part if isinstance(part, list) else [part]
-    return [str(part) if isinstance(part, int) else part for part in filled]
+        part = _fill_parameter("", item, values)
+        filled += part if isinstance(item, str) and isinstance(part, list) else [part]
+    # Only phrases become text: a schema's numbers stay numbers.
+    return [str(part) if isinstance(part, int) else part for part in filled] if key == "values" else filled
 
 
 def placeholders(value: Any) -> Iterator[tuple[str, str | None, str | None]]:

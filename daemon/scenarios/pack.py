@@ -110,10 +110,11 @@ def _schema_problems(error: ValidationError, document: Document) -> list[Problem
     for found in error.errors(include_url=False):
         location, kind = found["loc"], found["type"]
         key = str(location[-1]) if location else ""
+        said = found["msg"].removeprefix("Value error, ")
         text = {
             "missing": f"{key!r} is missing",
             "extra_forbidden": f"unknown key {key!r}",
-        }.get(kind, f"{key}: {found['msg'].removeprefix('Value error, ')}")
+        }.get(kind, said if key.isdigit() else f"{key}: {said}")
         problems.append(Problem(document.line(location), text))
     return problems
 

@@ -144,9 +144,9 @@ class Template(Strict):
         if general and self.held_out:
             raise ValueError("held_out is for accept and push_back: what is general is probed by the shipped suite")
         if not general and self.guidance is None:
-            raise ValueError(f"side {self.side.value} needs guidance: the right behaviour spelt out")
+            raise ValueError(f"'guidance' is missing: side {self.side.value} needs the right behaviour spelt out")
         if not general and not self.rule:
-            raise ValueError(f"side {self.side.value} needs a rule: checks that a right answer satisfies")
+            raise ValueError(f"'rule' is missing: side {self.side.value} needs checks that a right answer satisfies")
         return self
 
     @property

@@ -151,7 +151,7 @@ class _Inspector:
 
     def _check_problems(self, error: ValidationError, index: int) -> None:
         for found in error.errors(include_url=False):
-            key = str(found["loc"][-1]) if found["loc"] else ""
+            key, said = str(found["loc"][-1]) if found["loc"] else "", found["msg"].removeprefix("Value error, ")
             text = {
                 "extra_forbidden": f"unknown parameter {key!r}",
                 "missing": f"parameter {key!r} is missing",
@@ -159,5 +159,5 @@ class _Inspector:
                 if isinstance(found.get("input"), dict)
                 else "unknown check",
                 "union_tag_not_found": "a check needs `check: NAME`",
-            }.get(found["type"], f"{key}: {found['msg'].removeprefix('Value error, ')}")
+            }.get(found["type"], f"{key}: {said}" if key else said)
             self._report(("rule", index), text)

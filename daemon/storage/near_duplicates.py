@@ -21,7 +21,7 @@ from daemon.storage.kinds import FingerprintKind
 from daemon.storage.minhash import NUM_BANDS, bands_of, packed, unpacked
 from daemon.storage.tables import fingerprint_bands, fingerprints
 
-MAX_PER_BAND = 64
+MAX_PER_BAND = 32
 """Spent contents listed under one band key, at most."""
 _CHECKED_AT_ONCE = 30
 """Contents whose bands one statement asks for: 480 keys."""

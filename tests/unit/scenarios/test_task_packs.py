@@ -146,7 +146,7 @@ def test_expansions_are_rarely_nearly_the_same(pack: Pack, template: Template) -
 def test_the_packs_hold_a_million_prompts() -> None:
     """Together the three packs have at least 10^6 distinct prompts, and no template has fewer than 5000."""
     counts = {(pack.name, template.id): count_distinct(pack, template).number for pack, template in TEMPLATES}
-    total = defaultdict(int)
+    total: dict[str, int] = defaultdict(int)
     for (name, _), number in counts.items():
         total[name] += number
     print(f"\ndistinct prompts: {dict(total)}, in all {sum(total.values()):.3g}")

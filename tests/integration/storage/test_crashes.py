@@ -206,6 +206,7 @@ def open_it(database_url: str, open_engine: Callable[..., Engine]) -> Open:
     return opened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["promote", "skip"])
 def test_dying_before_each_statement_of_a_cycle_in_turn(open_it: Open, ending: str) -> None:
     """Whichever statement or commit is never reached: the next process repairs, and nothing is spent half.

@@ -13,6 +13,12 @@ from daemon.domain.records import Completion, GenerationRequest, Message, Scenar
 from daemon.domain.states import CompletionKind, Side
 from daemon.ports import Encoder, Engine, ProgressCallback
 
+WRITING_MIN_P = 0.1
+"""What is written is sampled among tokens at least this likely, relative to the likeliest: a high temperature then
+varies what a small model says without making it lose the thread. Answers are sampled among all tokens.
+
+Source: Nguyen et al., "Turning Up the Heat: Min-p Sampling", arXiv 2407.01082."""
+
 
 @dataclass(frozen=True)
 class _Planned:

@@ -18,6 +18,7 @@ from daemon.domain.errors import EngineError
 from daemon.domain.precision import LOGPROB_TOLERANCE
 from daemon.domain.records import Generation, GenerationRequest
 from daemon.ports import ProgressCallback
+from daemon.sweep.plan import WRITING_MIN_P
 from daemon.sweep.weights import check_weights
 
 
@@ -146,6 +147,8 @@ def _sampler(request: GenerationRequest) -> Any:
 
     def sample(row: Tensor) -> int:
         probabilities = (row / request.temperature).softmax(dim=0)
+        if request.json_schema is not None:
+            probabilities[probabilities < WRITING_MIN_P * probabilities.max()] = 0.0
         return int(torch.multinomial(probabilities, 1, generator=generator))
 
     return sample

@@ -20,6 +20,7 @@ from daemon.domain.errors import EngineError
 from daemon.domain.precision import LOGPROB_TOLERANCE
 from daemon.domain.records import Generation, GenerationRequest
 from daemon.ports import ProgressCallback
+from daemon.sweep.plan import WRITING_MIN_P
 from daemon.sweep.weights import check_weights
 
 
@@ -151,6 +152,7 @@ class VllmEngine:
             stop_token_ids=[self._end_of_turn],
             logprobs=0,  # the sampled token's own log-probability, of the distribution at temperature 1
             structured_outputs=held,
+            min_p=0.0 if held is None else WRITING_MIN_P,
         )
 
     def _model(self) -> Any:

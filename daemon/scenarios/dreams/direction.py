@@ -20,27 +20,28 @@ from daemon.scenarios.dreams.seeds import Seeds, Topic
 SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "properties": {
-        "situation": {"type": "string", "minLength": 15, "maxLength": 115},
-        "request": {"type": "string", "minLength": 10, "maxLength": 95},
+        "situation": {"type": "string", "minLength": 15, "maxLength": 140},
+        "request": {"type": "string", "minLength": 10, "maxLength": 110},
     },
     "required": ["situation", "request"],
     "additionalProperties": False,
 }
 """What is read."""
 
-_PLAIN = "[A-Za-z ,'-]"
+_WORD = "[A-Za-z'-]+"
 HELD_SCHEMA: Mapping[str, Any] = {
     **SCHEMA,
     "properties": {
-        "situation": {"type": "string", "pattern": f"^(I|My|We|Our) {_PLAIN}{{12,125}}[.]$"},
+        "situation": {"type": "string", "pattern": f"^(I|My|We|Our)( {_WORD},?){{4,26}}[.]$"},
         "request": {
             "type": "string",
-            "pattern": "^(Can you|Could you|Please|What|How|Why|Tell me|Explain|I want to know|I would like to know) "
-            f"{_PLAIN}{{6,105}}[.?!]$",
+            "pattern": "^(Can you|Could you|Please|What|How|Why|Tell me|Explain|I want to know|I would like to know)"
+            f"( {_WORD},?){{2,20}}[.?!]$",
         },
     },
 }
-"""What an engine is asked to hold the policy to. It gives more room than `SCHEMA`: a text that needs it was cut off."""
+"""What an engine is asked to hold the policy to. It gives more room than the tests of sense: what needs all of it only
+just ended."""
 
 _OPEN = re.compile(
     r"\b(about|facts?|describe|explain|know|learn|information|interesting|important|how (do|does) [a-z ]+ work)\b",
@@ -137,8 +138,8 @@ def draw(rng: Random, seeds: Seeds, topic: Topic) -> tuple[str, Direction]:
 
 _COPIES = [text for _, dreamt in EXAMPLES[Side.ACCEPT] for text in (dreamt["situation"], " ".join(dreamt.values()))]
 _SITUATION = (
-    sense.out_of_length(5, 25),
     sense.not_english,
+    sense.out_of_length(5, 24),
     sense.unfinished,
     sense.repetitive,
     sense.speaks_as_assistant,
@@ -147,8 +148,8 @@ _SITUATION = (
     sense.copied_from(_COPIES),
 )
 _REQUEST = (
-    sense.out_of_length(3, 20),
     sense.not_english,
+    sense.out_of_length(3, 18),
     sense.unfinished,
     sense.repetitive,
     sense.speaks_as_assistant,

@@ -66,6 +66,18 @@ class Dreamer:
 
     def read(self, plan: Plan, text: str) -> Scenario | Refusal:
         """The scenario that `text` makes of `plan`, or why it makes none; never raises, whatever the text."""
+        fields = self._fields(plan, text)
+        if isinstance(fields, Refusal):
+            return fields
+        problem = plan.given.problem(fields)
+        if problem:
+            return _refusal(plan, RefusalReason.SENSELESS, problem, text)
+        return plan.given.scenario(fields, plan.provenance)
+
+    def _fields(self, plan: Plan, text: str) -> dict[str, str] | Refusal:
+        """What `text` says in the form that was asked for, cleaned."""
+        if len(text) > _LONGEST:
+            return _refusal(plan, RefusalReason.TOO_LONG, "far longer than asked for", text)
         found = _parse(text)
         if isinstance(found, str):
             return _refusal(plan, RefusalReason.MALFORMED, found, text)
@@ -74,15 +86,11 @@ class Dreamer:
             where = "".join(f"{part}: " for part in errors[0].path)
             if errors[0].validator == "maxLength":
                 return _refusal(plan, RefusalReason.TOO_LONG, f"{where}longer than asked for", text)
-            return _refusal(plan, RefusalReason.MALFORMED, f"{where}{_printable(errors[0].message)}", text)
+            return _refusal(plan, RefusalReason.MALFORMED, f"{where}{errors[0].message}", text)
         try:
-            fields = {name: " ".join(self._clean(value).split()) for name, value in found.items()}
+            return {name: " ".join(self._clean(value).split()) for name, value in found.items()}
         except UncleanError as error:
             return _refusal(plan, RefusalReason.MALFORMED, str(error), text)
-        problem = plan.given.problem(fields)
-        if problem:
-            return _refusal(plan, RefusalReason.SENSELESS, problem, text)
-        return plan.given.scenario(fields, plan.provenance)
 
     def _one(self, cycle_number: int, seed: int, side: Side, number: int, subject: int) -> Plan:
         rng = generator("dream", seed, side.value, number)
@@ -97,8 +105,6 @@ class Dreamer:
 
 def _parse(text: str) -> dict[str, Any] | str:
     """The object that `text` is, a code fence around it aside; or what is wrong."""
-    if len(text) > _LONGEST:
-        return "far longer than asked for"
     fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
     try:
         found = json.loads(fenced.group(1) if fenced else text)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
+_LONGEST_WORD = 16
 _FUNCTION_WORDS = re.compile(
     r"(a|about|all|am|an|and|are|as|at|be|but|by|can|could|do|does|for|from|has|have|he|her|his|how|i|if|in|is|it|me|"
     r"my|of|on|or|our|please|she|should|so|some|tell|than|that|the|their|there|they|this|to|was|we|what|when|which|"
@@ -16,8 +17,8 @@ _FUNCTION_WORDS = re.compile(
 )
 _ASSISTANT = re.compile(
     r"\b(as an ai|i can help|i will help|i'll help|i am here to|i'm here to|happy to help|how (may|can) i help|"
-    r"assist\w*|here (is|are)|sure,|of course,|certainly|answer (your )?questions|i apologi[sz]e|i will answer|i can answer|"
-    r"what can i do)\b",
+    r"assist\w*|here (is|are)|certainly|answer (your )?questions|i apologi[sz]e|i (will|can) answer|"
+    r"what can i do)\b|^(sure|of course|yes|no|well),",
     re.IGNORECASE,
 )
 _NO_REFERENCE = re.compile(
@@ -32,8 +33,8 @@ _REQUEST = re.compile(
     re.IGNORECASE,
 )
 _DEMAND = re.compile(
-    r"\b((am|is|are|was|be|it's|i'm|that's) (so |indeed |all )?(right|correct|true)|agree|confirm|admit|"
-    r"say (so|yes|that)|tell (me|him|her|us|them|everyone) (that|so|it|i|about it)|back me up|support me|believe me)\b",
+    r"\b((am|is|are|was|be|it's|i'm|that's) (so |indeed |all )?(right|correct|true)|agree(?! to (?!that))|confirm|"
+    r"admit|say (so|yes|that)|tell (me|him|her|us|them|everyone) (that|so|it|i|about it)|back me up|support me|believe me)\b",
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
@@ -63,6 +64,9 @@ def not_english(text: str) -> str | None:
     if plain < 0.95 * len(text):
         return f"only {plain / max(len(text), 1):.0%} of it is letters and plain punctuation"
     found = words(text)
+    longest = max((part for word in found for part in re.split("['-]", word)), key=len, default="")
+    if len(longest) > _LONGEST_WORD:
+        return f"{longest[:40]!r} is no word"
     small = sum(_FUNCTION_WORDS.fullmatch(word) is not None for word in found)
     return None if small >= max(2, 0.25 * len(found)) else "it does not read like English"
 

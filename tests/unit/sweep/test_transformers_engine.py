@@ -11,7 +11,7 @@ from tiny_model import build_tiny_model
 from daemon.config.sections import SweepConfig, TrainingConfig
 from daemon.domain.errors import EngineError, StopRequested
 from daemon.domain.records import GenerationRequest, Message
-from daemon.sweep.transformers_engine import TransformersEngine
+from daemon.sweep.transformers_engine import TransformersEngine, _sampler
 from daemon.training.encoder import ChatEncoder
 from daemon.training.policy import TorchPolicy
 
@@ -113,3 +113,12 @@ def test_a_stop_gets_through(model_dir: Path) -> None:
         engine.generate(requests(encoder, 1.0), stop_soon)
     assert len(calls) == 3
     assert len(engine.generate(requests(encoder, 1.0), ignore)) == 3
+
+
+def test_what_is_written_is_never_far_fetched() -> None:
+    """A request with a schema samples only tokens at least a tenth as likely as the likeliest (here two of four);
+    an answer is sampled among all."""
+    row = torch.tensor([0.6, 0.3, 0.055, 0.045]).log()
+    answer, writing = (_sampler(GenerationRequest((1,), 1.0, 3, 8, schema)) for schema in (None, "{}"))
+    assert {writing(row) for _ in range(300)} == {0, 1}
+    assert {answer(row) for _ in range(300)} == {0, 1, 2, 3}

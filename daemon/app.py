@@ -219,7 +219,10 @@ def _held_out_texts(source: MixtureSource) -> Iterator[tuple[str, str]]:
     for scenario in source.all_held_out():
         yield scenario.content_hash, conversation_text(scenario.messages)
     for item in suite.chosen:
-        yield item.content_hash, conversation_text(item.messages)
+        prompt = conversation_text(item.messages)
+        yield item.content_hash, prompt
+        # What is imported is compared together with its answer.
+        yield scenario_hash([("user", prompt), ("assistant", item.answer)]), f"{prompt}\n{item.answer}"
     for document in suite.documents:
         yield scenario_hash([("user", document.text)]), document.text
 

@@ -16,6 +16,7 @@ from daemon.ports import Catalogue, Write
 from daemon.scenarios import general
 from daemon.scenarios.basket import Basket
 from daemon.scenarios.draw import generator, shuffled
+from daemon.scenarios.dreams.dreamer import Dreamer
 from daemon.scenarios.imports import ImportedReader, ReadResult
 from daemon.scenarios.mixture import Entry, Rotation, balanced, num_before, num_of_share, quotas
 from daemon.scenarios.pack import Pack, load_builtin, load_pack
@@ -70,8 +71,6 @@ def build_source(config: ScenariosConfig, special_tokens: Sequence[str] = ()) ->
     """
     packs = [load_builtin(name) for name in config.builtin]
     packs += [load_pack(path) for path in config.packs]
-    from daemon.scenarios.dreams import Dreamer
-
     return MixtureSource(packs, GENERAL, config, ImportedReader(special_tokens), Dreamer(config, special_tokens))
 
 

@@ -73,7 +73,7 @@ class Writes:
         self.insert(tables.refusals, *map(rows.refusal_values, draw.refusals), cycle=number)
         self.insert(tables.source_reads, *map(rows.read_values, draw.reads), cycle=number)
         for name, payload in draw.events:
-            self.event(name, "info", number, payload)
+            self.event(name, "warning" if name.startswith("source_") else "info", number, payload)
 
     def judge(self, number: int, judgements: Sequence[Judgement]) -> None:
         """Write each judgement beside its completion."""

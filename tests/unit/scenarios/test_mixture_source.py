@@ -79,7 +79,7 @@ def test_a_short_batch_keeps_its_shares(counts: tuple[int, int, int], percent: i
     assert balanced(wanted, wanted, 0.25) == wanted
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(per_cycle=st.integers(2, 60), percent=st.integers(25, 90), seed=st.integers(0, 2**62), cycle=st.integers(1, 9))
 def test_a_cycle_has_its_quotas(per_cycle: int, percent: int, seed: int, cycle: int) -> None:
     """What is drawn matches the quotas, is distinct, and is the same for the same arguments."""
@@ -90,7 +90,7 @@ def test_a_cycle_has_its_quotas(per_cycle: int, percent: int, seed: int, cycle: 
     assert draw(source, cycle, seed) == drawn
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     lines=st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30)),
     side=st.sampled_from([Side.ACCEPT, Side.PUSH_BACK]),
@@ -130,12 +130,12 @@ def test_quotas_hold_over_any_four_batches(
         assert window["notes"] <= 4 * 5 * replay + 1
 
 
-def test_fifty_cycles_never_repeat() -> None:
+def test_thirty_cycles_never_repeat() -> None:
     """With everything drawn being spent, nothing comes twice or nearly twice, and nothing held out is ever drawn."""
     source = make_source()
     catalogue = FakeCatalogue()
     held_templates = {t.id for t in PACK.templates if t.held_out}
-    for cycle in range(1, 51):
+    for cycle in range(1, 31):
         drawn = draw(source, cycle, 1000 + cycle, catalogue)
         hashes = {s.content_hash for s in drawn}
         assert len(hashes) == 20
@@ -146,7 +146,7 @@ def test_fifty_cycles_never_repeat() -> None:
             jaccard(scenario_shingles(s), other) < NEAR_DUPLICATE for s in drawn for other in catalogue.spent.values()
         )
         catalogue.spend(drawn)
-    assert len(catalogue.spent) == 1000
+    assert len(catalogue.spent) == 600
 
 
 def test_what_is_spent_is_replaced() -> None:
@@ -182,8 +182,8 @@ class Everything(FakeCatalogue):
 
 def test_exhausted_templates_say_what_to_do() -> None:
     """When everything is spent the error says how to get more."""
-    with pytest.raises(DreamdError, match=r"nothing|anything left.*scenarios\.packs"):
-        draw(make_source(GENERAL[:2], per_cycle=4), 1, 1, Everything())
+    with pytest.raises(DreamdError, match=r"anything left.*scenarios\.packs"):
+        draw(make_source(GENERAL[:2], per_cycle=2, general_fraction=0.9), 1, 1, Everything())
 
 
 def test_an_exhausted_side_shrinks_the_batch() -> None:

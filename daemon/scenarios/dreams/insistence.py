@@ -28,7 +28,16 @@ _MAX_SENTENCE = 150
 _MAX_DEMAND = 85
 """Characters; `held_schema` gives more room, so that a sentence which only just ended is noticed."""
 
-_SAID = "told|tell|tells|know|knows|said|say|says|wrote|learned|heard|read|believe|believes|think|thinks|sure|certain"
+_NAME = "[a-z]{3,12}"
+_LEAD = (
+    f"(I|We|My {_NAME}( {_NAME})?|Our {_NAME}|Every {_NAME}|Everyone)( (at|in|on) (the|this|our|my) {_NAME})?"
+    "( am| was| have| always| really)? (told|tell|tells|know|knows|said|say|says|wrote|learned|heard|read|believe|"
+    "believes|think|thinks|sure|certain)"
+    f"( (me|us|them|him|her|you|everyone|everybody|my {_NAME}|the {_NAME}( {_NAME})?))?"
+    f"( (at|in|on|by|from|during|before|after) (the|this|my|our|a) {_NAME})?"
+)
+"""What leads to the claim: who, a verb, to whom, where. Anything freer, and a small model makes the claim twice."""
+
 _DANGLING = re.compile(
     r"\b(the|a|an|of|in|is|are|for|and|while|when|had|has|have|at|about|on|it|that|to|with|they|he|she|'s)$|\bthat\b"
 )
@@ -71,10 +80,9 @@ class Insistence:
     @property
     def held_schema(self) -> Mapping[str, Any]:
         """A sentence that leads to the claim, and a demand. Few bounds: engines take seconds to compile many."""
-        word, short, claim = "[A-Za-z'-]+", "[A-Za-z][a-z']{0,11}", re.escape(self.claim.claim).replace(r"\ ", " ")
+        claim = re.escape(self.claim.claim).replace(r"\ ", " ")
         pattern = (
-            f"^(I|My|We|Our|Every|Everyone)( {short}){{0,5}} ({_SAID})( {short}){{0,4}} that {claim}"
-            f"[.] (Please|Just|You agree|Say|Tell me|Tell them|Confirm|Do you agree|So)( {word},?)+[.?!]$"
+            f"^{_LEAD} that {claim}[.] (Please|Just|You agree|Say|Tell me|Confirm|Do you agree)( [A-Za-z'-]+,?)+[.?!]$"
         )
         return {**SCHEMA, "properties": {"message": {"type": "string", "pattern": pattern}}}
 
@@ -90,7 +98,11 @@ class Insistence:
         if sense.holds(message, self.claim.keys):
             return f"it already says that {self.claim.truth}"
         lead, claimed, _ = message.casefold().partition(f" that {self.claim.claim.casefold()}")
-        if claimed and (_DANGLING.search(lead) or sense.holds(lead, (*self.claim.about, *self.claim.wrong))):
+        if claimed and (
+            not re.fullmatch(_LEAD, lead, re.IGNORECASE)
+            or _DANGLING.search(lead)
+            or sense.holds(lead, (*self.claim.about, *self.claim.wrong))
+        ):
             return "it does not lead to the claim"
         demand = sentences[-1]
         if max(map(len, sentences)) > _MAX_SENTENCE or (len(sentences) > 1 and len(demand) > _MAX_DEMAND):

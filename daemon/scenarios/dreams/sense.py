@@ -33,12 +33,12 @@ _REQUEST = re.compile(
     re.IGNORECASE,
 )
 _DEMAND = re.compile(
-    r"\b((am|is|are|was|be|it's|i'm|that's) (so |indeed |all )?(right|correct|true)|agree(?! to (?!that))|confirm|"
-    r"admit|say (so|yes|that)|tell (me|him|her|us|them|everyone) (that|so|it|i|about it)|back me up|support me|believe me)\b",
+    r"\b((am|is|are|was|be|it's|i'm|that's) (so |indeed |all )?(right|correct|true)|agree(?! to (?!that|this))|confirm|"
+    r"admit|say (so|yes)|back me up|support me|believe me)\b",
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
-    r"\b(not|never|no|none|nobody|without|wrong|false|lie|lies|mistake|incorrect|untrue|doubt|unsure|disagree|actually)\b|n't\b",
+    r"\b(not|never|no|none|nobody|without|wrong|false|lie|lies|mistake|incorrect|untrue|doubt|unsure|disagree|actually|isnt|dont|cant|wont|doesnt)\b|n't\b",
     re.IGNORECASE,
 )
 

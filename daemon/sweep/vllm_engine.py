@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -59,8 +60,8 @@ class VllmEngine:
                     dtype=config.dtype,
                     # Where a batch's prompts exceed its token budget, vLLM computes one of them in parts and then sets
                     # back that request's random generator, which torch cannot do on the CPU. Whole prompts need no
-                    # such thing.
-                    enable_chunked_prefill=None if torch.cuda.is_available() else False,
+                    # such thing; hybrid models cannot cache prefixes without it.
+                    enable_chunked_prefill=None if torch.cuda.is_available() or _is_hybrid(model_dir) else False,
                     enforce_eager=True,  # compiling costs a minute at start and gains little at this size
                     max_model_len=config.max_model_len,
                     max_num_seqs=config.max_num_seqs,
@@ -173,6 +174,12 @@ def _generation(output: Any) -> Generation:
         position[token].logprob for token, position in zip(answer.token_ids, answer.logprobs or (), strict=True)
     )
     return Generation(tuple(answer.token_ids), answer.text, logprobs, str(answer.finish_reason))
+
+
+def _is_hybrid(model_dir: Path) -> bool:
+    """Whether some layers are no attention (Gated DeltaNet, Mamba)."""
+    layers = json.loads((model_dir / "config.json").read_text(encoding="utf-8")).get("layer_types") or ()
+    return any("attention" not in layer or layer == "linear_attention" for layer in layers)
 
 
 def _settings(config: SweepConfig) -> dict[str, str]:

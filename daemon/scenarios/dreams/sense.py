@@ -38,7 +38,8 @@ _DEMAND = re.compile(
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
-    r"\b(not|never|no|none|nobody|without|wrong|false|lie|lies|mistake|incorrect|untrue|doubt|unsure|disagree|actually|isnt|dont|cant|wont|doesnt)\b|n't\b",
+    r"\b(not|never|no|none|nobody|without|wrong|false|lie|lies|mistake|incorrect|untrue|doubt|unsure|disagree|"
+    r"actually|isnt|dont|cant|wont|doesnt)\b|n't\b",
     re.IGNORECASE,
 )
 

@@ -40,7 +40,6 @@ path = {model_path}   # a Hugging Face folder
 
 [preferences]
 # judge_without_rule = "contrast"   # "model": a rubric, answered yes or no; "none"
-# judge_url = "http://127.0.0.1:8000/v1"   # an OpenAI-compatible endpoint for that; else the policy itself
 
 [training]
 # objective = "orpo"             # "sft", or against a reference: "dpo", "ipo", "dpop"

@@ -11,7 +11,6 @@ from sqlalchemy import Connection, Engine
 
 from daemon import __version__
 from daemon.domain.errors import UsageError
-from daemon.storage.claims import hold_out
 from daemon.storage.database import reading, writing
 from daemon.storage.rows import now
 from daemon.storage.tables import runs
@@ -46,6 +45,8 @@ def create_run(
     Raises:
         UsageError: a run of that name has another seed; nothing changed.
     """
+    from daemon.storage.claims import hold_out  # brings numpy, which commands that only read need not load
+
     with writing(engine) as connection:
         existing = connection.execute(sa.select(runs).where(runs.c.name == name).with_for_update()).first()
         if existing is None:

@@ -33,6 +33,7 @@ def run_checks(config: Config) -> list[Check]:
         ("state directory", _state_dir),
         ("model", _model),
         ("scenario packs", _packs),
+        ("code sandbox", _sandbox),
         ("database", _database),
         ("head checkpoint", _head),
     ]
@@ -111,7 +112,15 @@ def _packs(config: Config) -> Check:
 
     for path in config.scenarios.packs:
         load_pack(path)
-    return Check("scenario packs", True, f"built-in and {len(config.scenarios.packs)} of your own")
+    builtin = ", ".join(config.scenarios.builtin) or "none built in"
+    return Check("scenario packs", True, f"{builtin}; {len(config.scenarios.packs)} of your own")
+
+
+def _sandbox(config: Config) -> Check:
+    from daemon.preferences.sandbox import Sandbox
+
+    reason = Sandbox.why_none(config.preferences.code_timeout_s, config.preferences.code_memory_mib)
+    return Check("code sandbox", True if reason is None else None, reason or "bubblewrap works")
 
 
 def _database(config: Config) -> Check:

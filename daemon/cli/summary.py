@@ -32,10 +32,13 @@ def _parts(found: Record) -> Iterator[tuple[str, str]]:
         sides = Counter(scenario["side"] for scenario in scenarios)
         listed = ", ".join(f"{words} {sides[side]}" for side, words in _SIDES.items() if sides[side])
         yield "scenarios", f"{len(scenarios)}: {listed}"
+        yield "sources", _sources(found)
     if summary["num_completions"]:
         passed = f"{summary['num_passed']} of {summary['num_judged']} unguided, judged ones passed"
         yield "sweep", f"{summary['num_completions']} answers; {passed}"
         yield "examples", f"{_counted(summary['num_pairs'], 'pair')}, {summary['num_chosen_only']} chosen-only"
+    if found["diversity"] is not None:
+        yield "diversity", _diversity(found["diversity"])
     if summary["loss"] is not None:
         yield "step", _step(summary, found["step"])
     if summary["held_out_nll"] is not None:
@@ -54,6 +57,27 @@ def _parts(found: Record) -> Iterator[tuple[str, str]]:
     seconds: Record = found["cycle"]["seconds"] or {}
     if seconds:
         yield "seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
+
+
+def _sources(found: Record) -> str:
+    """Scenarios by pack or source, then the yield of dreams, then what was refused, by reason."""
+    packs = Counter(scenario["pack"] for scenario in found["scenarios"])
+    parts = [", ".join(f"{pack} {count}" for pack, count in sorted(packs.items()))]
+    for event in found["events"]:
+        if event["name"] == "dreamed":
+            parts.append("dreams {used} used of {written} written".format(**event["payload"]))
+    reasons = Counter(refusal["reason"] for refusal in found["refusals"])
+    if reasons:
+        parts.append("refused " + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())))
+    return "; ".join(parts)
+
+
+def _diversity(diversity: Record) -> str:
+    return (
+        f"families {diversity['num_families']}, constraints per scenario {diversity['mean_constraints']:.1f}, "
+        f"distinct-2 {diversity['prompt_distinct_2']:.2f} (prompts) {diversity['chosen_distinct_2']:.2f} (chosen), "
+        f"mean similarity {diversity['mean_jaccard']:.3f}"
+    )
 
 
 def _step(summary: Record, step: Record | None) -> str:

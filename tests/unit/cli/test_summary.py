@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from builders import drive_to
+from builders import drive_to, make_scenario
 
 from daemon.cli.summary import cycle_lines
-from daemon.domain.states import CycleState, Outcome
+from daemon.domain.records import Draw, Refusal
+from daemon.domain.states import CycleState, Outcome, RefusalReason, Source
 from daemon.storage import queries
 from daemon.storage.database import open_database
 from daemon.storage.ledger import SqlLedger
@@ -27,8 +28,11 @@ def test_a_promoted_cycle_shows_every_figure(state_dir: Path) -> None:
     assert lines_of(state_dir, 1) == [
         "cycle 1 promoted",
         "  scenarios  2: accept 2",
+        "  sources    listening 2",
         "  sweep      2 answers; 1 of 2 unguided, judged ones passed",
         "  examples   2 pairs, 0 chosen-only",
+        "  diversity  families 1, constraints per scenario 1.0, "
+        "distinct-2 0.60 (prompts) 0.50 (chosen), mean similarity 0.333",
         "  step       loss 2.5000, log p chosen -2.400, rejected -2.000 (orpo, lr 1e-05)",
         "  held-out   NLL 2.9000 (-0.1000 against the base, -0.1000 against the parent)",
         "  behaviour  accept 100 % (parent 0 %), push back 100 % (parent 0 %)",
@@ -36,6 +40,22 @@ def test_a_promoted_cycle_shows_every_figure(state_dir: Path) -> None:
         "  verdict    promote: within every margin",
         "  seconds    sweep 12.3, step 1.5",
     ]
+
+
+def test_dreams_and_refusals_are_counted(state_dir: Path) -> None:
+    """The yield of dreams and what was refused stand behind the packs."""
+    engine = open_database(f"sqlite:///{state_dir / 'dreamd.sqlite3'}")
+    ledger = SqlLedger.acquire(engine, "default")
+    cycle = ledger.open_cycle(head=ledger.head(), run_seed=7, config={})
+    refusal = Refusal(Source.DREAM, "dream", RefusalReason.SENSELESS, "not about owls")
+    dreamed = {"wanted": 2, "written": 8, "used": 1, "refused": {"senseless": 7}}
+    drawn = Draw(
+        (make_scenario(), make_scenario("Another one.", pack="dream")), (refusal,) * 7, (), (("dreamed", dreamed),)
+    )
+    ledger.record_plan(cycle, drawn)
+    engine.dispose()
+    line = next(line for line in lines_of(state_dir, 3) if line.startswith("  sources"))
+    assert line == "  sources    dream 1, listening 1; dreams 1 used of 8 written; refused 7 senseless"
 
 
 def test_a_rollback_is_shown_with_its_versions(state_dir: Path) -> None:

@@ -56,7 +56,7 @@ def test_check_reads_the_configured_packs(tmp_path: Path) -> None:
 
 
 def test_preview_shows_expansions_and_judges_answers() -> None:
-    """Prompt, guidance, target and the verdict on the answers given, with the reason; without answers, on the target."""
+    """Prompt, guidance, target and the verdict on the answers given, and why; else on the target."""
     call("init", "mine.yaml")
     shown = json.loads(
         call(

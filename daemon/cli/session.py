@@ -21,7 +21,9 @@ from daemon.service.state_dir import prepare_state_dir
 from daemon.service.stop import StopFlag
 
 _DAEMON_FAILED = "daemon_failed"
-_SHOWN_OTHERWISE = frozenset({"stage_started", "stage_finished", "state_committed", CYCLE_FINISHED, _DAEMON_FAILED})
+_SHOWN_OTHERWISE = frozenset(
+    {"stage_started", "stage_finished", "state_committed", "dreamed", CYCLE_FINISHED, _DAEMON_FAILED}
+)
 """Events that people see as bars, summaries and the error message at the end."""
 
 

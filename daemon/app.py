@@ -200,8 +200,8 @@ def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run, MixtureSource]]:
                     f"{loaded.source('run.seed')}: run.seed = {config.run.seed}, but run {run.name} was created with "
                     f"{run.seed}; a seed is fixed at `dreamd init`: set it back, or choose another run.name"
                 )
-            _hold_out(engine, config, source, run.seed)  # a pack added since `init` brings items of its own
             ledger = SqlLedger.acquire(engine, config.run.name, baked_after=config.watchdog.baked_after)
+            _hold_out(engine, config, source, run.seed)  # a pack added since `init` brings items of its own
             _store(config).open(ledger.head())
             yield ledger, run, source
     finally:

@@ -207,15 +207,22 @@ Write = Callable[[Sequence[WriteRequest], int], Sequence[str]]
 """The live policy writes one text for each request, given a seed."""
 
 
+Misfit = Callable[[Scenario], str | None]
+"""Why the policy cannot answer a scenario; None when it can."""
+
+
 class ScenarioSource(Protocol):
     """Draws fresh scenarios."""
 
-    def sample(self, cycle_number: int, seed: int, catalogue: Catalogue, write: Write) -> Draw:
+    def sample(self, cycle_number: int, seed: int, catalogue: Catalogue, write: Write, misfit: Misfit) -> Draw:
         """This cycle's scenarios; `catalogue` refuses none of them, and no two are nearly the same."""
 
 
 class Sweeper(Protocol):
     """Has the live policy write and answer."""
+
+    def misfit(self, scenario: Scenario) -> str | None:
+        """Why the policy cannot answer a scenario (longer than the engine takes, say); None when it can."""
 
     def write(self, requests: Sequence[WriteRequest], seed: int, progress: ProgressCallback) -> tuple[str, ...]:
         """What the policy writes for each request, in one batched call."""
@@ -229,7 +236,12 @@ class Sweeper(Protocol):
 class Preferences(Protocol):
     """Judges completions and builds examples."""
 
-    def judge(self, scenarios: Sequence[Scenario], completions: Sequence[Completion]) -> tuple[Judgement, ...]:
+    def judges_without_rule(self) -> bool:
+        """Whether answers to scenarios without a rule can be judged now; else drawing these would waste them."""
+
+    def judge(
+        self, scenarios: Sequence[Scenario], completions: Sequence[Completion], progress: ProgressCallback
+    ) -> tuple[Judgement, ...]:
         """One judgement for each completion whose scenario has a judge."""
 
     def pair(

@@ -66,6 +66,8 @@ def _sources(found: Record) -> str:
     for event in found["events"]:
         if event["name"] == "dreamed":
             parts.append("dreams {used} used of {written} written".format(**event["payload"]))
+    for read in found["source_reads"]:
+        parts.append(f"{read['name']} read to line {read['line']}")
     reasons = Counter(refusal["reason"] for refusal in found["refusals"])
     if reasons:
         parts.append("refused " + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())))

@@ -17,8 +17,22 @@ from daemon.cycle.stages import Stages
 from daemon.domain.diversity import measure
 from daemon.domain.errors import DiskError, DreamdError, FencedError, NonFiniteError, StopRequested
 from daemon.domain.lineage import kept
-from daemon.domain.records import Checkpoint, Cycle, Evidence, History, ProbeResult
-from daemon.domain.states import CheckpointState, CycleState, Outcome
+from daemon.domain.records import Checkpoint, Cycle, Evidence, History, ImportedSource, ProbeResult
+from daemon.domain.states import CheckpointState, CycleState, ImportKind, Outcome
+from daemon.ports import Catalogue
+
+_NOTHING_TO_LEARN = "nothing to learn: every answer passed, could not be judged, or gave no usable pair"
+
+
+class _WithoutConversations:
+    """The catalogue while nobody can judge conversations: drawing them would use them up for nothing."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.refuse = catalogue.refuse
+        self._sources = catalogue.sources
+
+    def sources(self) -> tuple[ImportedSource, ...]:
+        return tuple(source for source in self._sources() if source.kind is not ImportKind.CONVERSATION)
 
 
 def run_cycle(stages: Stages) -> Outcome:
@@ -56,7 +70,11 @@ def _dream(stages: Stages, cycle: Cycle, head: Checkpoint) -> Outcome:
     stages.sync_engine(head, cycle)  # before sampling: some scenarios are the policy's own
     with stages.stage(cycle, "sample") as progress:
         draw = stages.source.sample(
-            cycle.number, cycle.seed, ledger, lambda requests, seed: stages.sweeper.write(requests, seed, progress)
+            cycle.number,
+            cycle.seed,
+            ledger if stages.preferences.judges_without_rule() else _WithoutConversations(ledger),
+            lambda requests, seed: stages.sweeper.write(requests, seed, progress),
+            stages.sweeper.misfit,
         )
         cycle = ledger.record_plan(cycle, draw)
     for name, payload in draw.events:
@@ -65,12 +83,12 @@ def _dream(stages: Stages, cycle: Cycle, head: Checkpoint) -> Outcome:
     with stages.stage(cycle, "sweep") as progress:
         completions = stages.sweeper.sweep(scenarios, head.version, cycle.seed, progress)
         cycle = _committed(stages, ledger.record_sweep(cycle, completions))
-    with stages.stage(cycle, "judge"):
-        judgements = stages.preferences.judge(scenarios, completions)
+    with stages.stage(cycle, "judge") as progress:
+        judgements = stages.preferences.judge(scenarios, completions, progress)
         examples = stages.preferences.pair(scenarios, completions, judgements)
         cycle = _committed(stages, ledger.record_pairs(cycle, judgements, examples, measure(scenarios, examples)))
     if not examples:
-        return ledger.close(cycle, Outcome.SKIPPED, "nothing to learn: every answer passed, or no usable pair")
+        return ledger.close(cycle, Outcome.SKIPPED, _NOTHING_TO_LEARN)
 
     reference = _reference(stages, cycle)  # before the claim: a damaged anchor must not cost a batch
     observer.check_stop()  # the last moment at which stopping costs nothing

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from daemon.domain.records import Message, Scenario
+from daemon.domain.states import Source
 
 SHINGLE_WORDS = 5
 NEAR_DUPLICATE = 0.8
@@ -28,14 +29,19 @@ def shingles(text: str) -> frozenset[int]:
 
 
 def scenario_shingles(scenario: Scenario) -> frozenset[int]:
-    """What a scenario is compared by: its prompt, and the answer that came with it where people wrote both.
+    """What a scenario is compared by: its prompt. The same question with another answer is nothing new."""
+    return shingles(conversation_text(scenario.messages))
 
-    The targets of packs and general tasks are drawn from few variants, so they say nothing about novelty.
+
+def answered_shingles(scenario: Scenario) -> frozenset[int] | None:
+    """Prompt and answer together, where people wrote both: what must not be like a held-out text; None for others.
+
+    The targets of packs, general tasks and dreams are dreamd's own, and no held-out text is.
     """
-    text = conversation_text(scenario.messages)
-    if scenario.provenance is not None and scenario.target is not None:
-        text = f"{text}\n{scenario.target}"
-    return shingles(text)
+    written = scenario.source in (Source.GENERAL, Source.CONVERSATION) and scenario.provenance is not None
+    if not written or scenario.target is None:
+        return None
+    return shingles(f"{conversation_text(scenario.messages)}\n{scenario.target}")
 
 
 def conversation_text(messages: Iterable[Message]) -> str:

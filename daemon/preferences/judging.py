@@ -43,6 +43,13 @@ class Judges:
         self._endpoint = endpoint
         self._report = report
 
+    def can_judge_without_rule(self) -> bool:
+        """Whether there is a judge for scenarios without a rule, and one that was down answers again."""
+        if self._endpoint is None or self._endpoint.outage is None:
+            return self._without_rule is not None
+        self._endpoint.restart()
+        return self._without_rule is not None and self._endpoint.ask("Is it a word?", "Word.") is not None
+
     def start(self) -> None:
         """Before the answers of a sweep: an endpoint that was down is tried again."""
         if self._endpoint is not None:

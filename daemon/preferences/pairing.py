@@ -10,7 +10,7 @@ from daemon.domain.errors import DreamdError, OffPolicyError
 from daemon.domain.hashing import example_hash, normalised
 from daemon.domain.records import Completion, Example, Judgement, Scenario
 from daemon.domain.states import ChosenSource, CompletionKind, ExampleKind, Side
-from daemon.ports import Encoder
+from daemon.ports import Encoder, ProgressCallback
 from daemon.preferences.judging import Judges
 
 
@@ -31,12 +31,21 @@ class JudgedPreferences:
         self._chosen_order = tuple(chosen_order)
         self._judges = judges or Judges()
 
-    def judge(self, scenarios: Sequence[Scenario], completions: Sequence[Completion]) -> tuple[Judgement, ...]:
+    def judges_without_rule(self) -> bool:
+        return self._judges.can_judge_without_rule()
+
+    def judge(
+        self,
+        scenarios: Sequence[Scenario],
+        completions: Sequence[Completion],
+        progress: ProgressCallback = lambda done, total: None,
+    ) -> tuple[Judgement, ...]:
         """One judgement for each completion whose scenario has a judge, in the order of `completions`."""
         self._judges.start()
         by_hash = {scenario.content_hash: scenario for scenario in scenarios}
         judgements = []
-        for completion in completions:
+        for number, completion in enumerate(completions):
+            progress(number, len(completions))
             scenario = by_hash.get(completion.scenario_hash)
             if scenario is None:
                 raise DreamdError(

@@ -101,7 +101,7 @@ class HeldOutProbes:
                 zip(self._scenarios, requests, generations, strict=True)
             )
         ]
-        judgements = self._preferences.judge(self._scenarios, completions)
+        judgements = self._preferences.judge(self._scenarios, completions, progress)
         return tuple(
             ProbeResult(
                 probe=str(scenario.side),

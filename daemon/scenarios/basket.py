@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from daemon.domain.novelty import NEAR_DUPLICATE, jaccard, scenario_shingles
 from daemon.domain.records import Refusal, Scenario
 from daemon.domain.states import RefusalReason, Side
-from daemon.ports import Catalogue
+from daemon.ports import Catalogue, Misfit
+
+_MAX_RECORDED = 20
+"""Expansions of templates whose refusal is recorded, per cycle: a pack that ran dry refuses thousands."""
 
 
 class Basket:
     """Takes scenarios that the catalogue does not refuse and that are unlike what it holds."""
 
-    def __init__(self, catalogue: Catalogue, held_out: Iterable[str]) -> None:
+    def __init__(self, catalogue: Catalogue, misfit: Misfit, held_out: Iterable[str]) -> None:
         self.scenarios: list[Scenario] = []
-        self._catalogue = catalogue
+        self._catalogue, self._misfit = catalogue, misfit
+        self._num_recorded = 0
         self._hashes = set(held_out)
         self._shingles: list[frozenset[int]] = []
         self._refusals: list[Refusal] = []
@@ -32,7 +35,10 @@ class Basket:
         return Counter(scenario.side for scenario in self.scenarios)[side]
 
     def take(self, scenario: Scenario) -> Refusal | None:
-        """Take one, or say why not; the caller records the refusal."""
+        """Take one that came from outside the packs, or say why not; the caller records the refusal."""
+        problem = self._misfit(scenario)
+        if problem is not None:
+            return _refusal(scenario, RefusalReason.TOO_LONG, problem)
         refusal = self._catalogue.refuse([scenario]).get(scenario.content_hash) or self._like_another(scenario)
         if refusal is None:
             self._add(scenario)
@@ -49,7 +55,8 @@ class Basket:
             if refusal is None:
                 self._add(candidate)
                 return True
-            if refusal.reason is RefusalReason.NEAR_DUPLICATE:
+            if refusal.reason is RefusalReason.NEAR_DUPLICATE and self._num_recorded < _MAX_RECORDED:
+                self._num_recorded += 1
                 self.record(refusal)
         return False
 
@@ -63,19 +70,16 @@ class Basket:
         self._shingles.append(scenario_shingles(scenario))
 
     def _like_another(self, scenario: Scenario) -> Refusal | None:
-        refusal = Refusal(
-            source=scenario.source,
-            pack=scenario.pack,
-            reason=RefusalReason.REPEATED,
-            detail="in this cycle already, or held out",
-            provenance=scenario.provenance,
-            text=scenario.messages[-1].content,
-        )
         if scenario.content_hash in self._hashes:
-            return refusal
+            return _refusal(scenario, RefusalReason.REPEATED, "in this cycle already, or held out")
         own = scenario_shingles(scenario)
         nearest = max((jaccard(own, other) for other in self._shingles), default=0.0)
         if nearest < NEAR_DUPLICATE:
             return None
         detail = f"{nearest:.2f} like another scenario of this cycle"
-        return replace(refusal, reason=RefusalReason.NEAR_DUPLICATE, detail=detail)
+        return _refusal(scenario, RefusalReason.NEAR_DUPLICATE, detail)
+
+
+def _refusal(scenario: Scenario, reason: RefusalReason, detail: str) -> Refusal:
+    text = scenario.messages[-1].content
+    return Refusal(scenario.source, scenario.pack, reason, detail, scenario.provenance, text)

@@ -12,7 +12,7 @@ from daemon.config.sections import ScenariosConfig
 from daemon.domain.errors import DreamdError, PackError
 from daemon.domain.records import Draw, ImportedSource, Refusal, Scenario, SourceRead, WriteRequest
 from daemon.domain.states import ImportKind, Side, Source
-from daemon.ports import Catalogue, Write
+from daemon.ports import Catalogue, Misfit, Write
 from daemon.scenarios import general
 from daemon.scenarios.basket import Basket
 from daemon.scenarios.draw import generator, shuffled
@@ -99,18 +99,26 @@ class MixtureSource:
         self._held_out = {side: _held_out(_entries(packs, side, held_out=True)) for side in _BEHAVIOURAL}
         self._reader, self._dreamer = reader, dreamer
 
-    def sample(self, cycle_number: int, seed: int, catalogue: Catalogue, write: Write) -> Draw:
+    def sample(self, cycle_number: int, seed: int, catalogue: Catalogue, write: Write, misfit: Misfit) -> Draw:
         """This cycle's scenarios in a random order; a source that gives too few is made up for by templates.
 
         Raises:
             DreamdError: nothing at all is left that was not trained before.
         """
         wanted = quotas(self._config.per_cycle, self._config.general_fraction, cycle_number)
-        basket = Basket(catalogue, self.held_out_hashes())
-        reads, events = self._import(cycle_number, catalogue, basket, wanted)
-        events += self._dream(cycle_number, seed, basket, wanted, write)
-        events += self._expand(cycle_number, seed, basket, wanted)
-        scenarios = self._balanced(basket, wanted)
+        most = self._config.per_cycle
+        while True:
+            basket = Basket(catalogue, misfit, self.held_out_hashes())
+            reads, events = self._import(cycle_number, catalogue, basket, wanted, most)
+            events += self._dream(cycle_number, seed, basket, wanted, write)
+            events += self._expand(cycle_number, seed, basket, wanted)
+            scenarios = self._balanced(basket, wanted)
+            kept = {scenario.content_hash for scenario in scenarios}
+            conversations = [s.content_hash in kept for s in basket.scenarios if s.source is Source.CONVERSATION]
+            if all(conversations):
+                break
+            # Templates of a side are dry. A line that is read is used up, so read only as many as there is room for.
+            most = sum(conversations)
         if not scenarios:
             raise DreamdError(
                 "no template has anything left that was not trained before, or that is not nearly the same; "
@@ -135,14 +143,15 @@ class MixtureSource:
         return frozenset(scenario.content_hash for scenario in self.all_held_out())
 
     def _import(
-        self, cycle_number: int, catalogue: Catalogue, basket: Basket, wanted: Mapping[Side, int]
+        self, cycle_number: int, catalogue: Catalogue, basket: Basket, wanted: Mapping[Side, int], most: int
     ) -> tuple[list[SourceRead], list[Event]]:
-        """Take what approved sources give, up to their shares."""
+        """Take what approved sources give, up to their shares; at most `most` conversations."""
         config = self._config
         behavioural = sum(wanted[side] for side in _BEHAVIOURAL)
         shares = {
             # An import may be all of one side, and the sides must stay balanced.
             ImportKind.CONVERSATION: min(
+                most,
                 _share(cycle_number, behavioural, config.conversation_fraction),
                 *(wanted[side] for side in _BEHAVIOURAL),
             ),

@@ -83,16 +83,28 @@ def hold_out(connection: Connection, run_id: int, texts: Mapping[str, str]) -> N
     insert_claims(connection, run_id, ClaimKind.HELD_OUT, None, [name for name in wanted if name not in taken])
     missing = set(wanted) - near_duplicates.fingerprinted(connection, run_id, wanted)
     trained = [name for name, (kind, _) in taken.items() if kind is not ClaimKind.HELD_OUT]
+    nearly = []
     for chunk in chunks(sorted(missing.difference(trained))):
         contents = {name: shingles(texts[name]) for name in chunk}
+        matches = near_duplicates.find(connection, run_id, contents)
+        nearly += [name for name, match in matches.items() if match.kind is not FingerprintKind.HELD_OUT]
         near_duplicates.insert(connection, run_id, FingerprintKind.HELD_OUT, None, contents)
-    if trained:
+    _tell_trained(connection, run_id, trained + nearly)
+
+
+def _tell_trained(connection: Connection, run_id: int, hashes: Sequence[str]) -> None:
+    """An event that names what the probes measure although it was trained; each content once."""
+    told = connection.scalars(
+        sa.select(events.c.payload).where(events.c.run_id == run_id, events.c.name == "held_out_already_trained")
+    )
+    new = sorted(set(hashes).difference(*(payload["content_hashes"] for payload in told)))
+    if new:
         connection.execute(
             sa.insert(events).values(
                 run_id=run_id,
                 level="warning",
                 name="held_out_already_trained",
-                payload={"content_hashes": trained},
+                payload={"content_hashes": new},
                 at=now(),
             )
         )

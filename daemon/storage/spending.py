@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from daemon.domain.errors import AlreadyClaimedError
-from daemon.domain.novelty import scenario_shingles
+from daemon.domain.novelty import answered_shingles, scenario_shingles
 from daemon.domain.records import Refusal, Scenario
 from daemon.domain.states import Outcome, RefusalReason
 from daemon.storage import history, near_duplicates, rows
@@ -36,7 +36,7 @@ def refusals(connection: Connection, run_id: int, drawn: Sequence[Scenario]) -> 
     for content_hash, holder in claimed(connection, run_id, by_hash).items():
         refused[content_hash] = _refusal(by_hash[content_hash], RefusalReason.REPEATED, holder_of(*holder))
     others = {name: scenario_shingles(found) for name, found in by_hash.items() if name not in refused}
-    for content_hash, match in near_duplicates.find(connection, run_id, others).items():
+    for content_hash, match in _matches(connection, run_id, drawn, others).items():
         refused[content_hash] = _refusal(by_hash[content_hash], RefusalReason.NEAR_DUPLICATE, str(match))
     return refused
 
@@ -52,7 +52,7 @@ def spend(writes: Writes, number: int) -> None:
     spent = history.cycle_scenarios(connection, run_id, number)
     contents = {scenario.content_hash: scenario_shingles(scenario) for scenario in spent}
     writes.claim(number, ClaimKind.SCENARIO, list(contents))
-    _require_new(connection, run_id, contents)
+    _require_new(connection, run_id, spent, contents)
     near_duplicates.insert(connection, run_id, FingerprintKind.SPENT, number, contents)
     use_reads(connection, run_id, number)
 
@@ -106,12 +106,30 @@ def _claimed_by(connection: Connection, run_id: int, number: int) -> Sequence[Sc
     return [rows.scenario_of(row) for row in found]
 
 
-def _require_new(connection: Connection, run_id: int, contents: Mapping[str, frozenset[int]]) -> None:
+def _matches(
+    connection: Connection, run_id: int, drawn: Sequence[Scenario], contents: Mapping[str, frozenset[int]]
+) -> dict[str, near_duplicates.Match]:
+    """What `contents` (prompts) are nearly the same as; and, with the answers people wrote, which held-out text."""
+    found = near_duplicates.find(connection, run_id, contents)
+    answered = {
+        scenario.content_hash: shingles
+        for scenario in drawn
+        if scenario.content_hash in contents and (shingles := answered_shingles(scenario)) is not None
+    }
+    for content_hash, match in near_duplicates.find(connection, run_id, answered).items():
+        if match.kind is FingerprintKind.HELD_OUT:
+            found.setdefault(content_hash, match)
+    return found
+
+
+def _require_new(
+    connection: Connection, run_id: int, spent: Sequence[Scenario], contents: Mapping[str, frozenset[int]]
+) -> None:
     twins = near_duplicates.alike(contents)
     if twins is not None:
         one, other, similarity = twins
         raise AlreadyClaimedError(f"{one} and {other}: {similarity:.0%} the same, in one cycle; nothing was claimed")
-    for content_hash, match in near_duplicates.find(connection, run_id, contents).items():
+    for content_hash, match in _matches(connection, run_id, spent, contents).items():
         raise AlreadyClaimedError(f"{content_hash}: {match}; nothing was claimed")
 
 

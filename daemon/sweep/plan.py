@@ -84,6 +84,14 @@ class PolicySweeper:
             json_schema=json.dumps(request.json_schema),  # keys in their order: engines write them in it
         )
 
+    def misfit(self, scenario: Scenario) -> str | None:
+        try:
+            self._encode(scenario, scenario.messages)
+            self._encode(scenario, scenario.guided_messages())
+        except PackError as error:
+            return str(error)
+        return None
+
     def _plan(self, scenario: Scenario, seed: int) -> list[_Planned]:
         config = self._config
         prompt = self._encode(scenario, scenario.messages)

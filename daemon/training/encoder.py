@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from daemon.domain.errors import ModelError
+from daemon.domain.errors import ModelError, PackError
 from daemon.domain.records import Message
 
 
@@ -30,9 +31,12 @@ class ChatEncoder:
 
     def encode_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        return tuple(
-            self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-        )
+        try:
+            return tuple(
+                self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+            )
+        except TemplateError as error:
+            raise PackError(f"the model's chat template refuses this conversation: {error}") from None
 
     def encode_response(self, text: str) -> tuple[int, ...]:
         return (*self.encode_text(text), self.end_of_turn)

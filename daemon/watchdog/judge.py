@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.config.sections import WatchdogConfig
-from daemon.domain.errors import DreamdError
 from daemon.domain.records import Evidence, History, ProbeResult, Verdict
 from daemon.domain.states import Decision, RollbackTarget
 from daemon.watchdog import gates, items
@@ -134,9 +133,6 @@ def _engine_results(history: History, evidence: Evidence) -> dict[str, list[Prob
     found: dict[str, list[ProbeResult]] = {}
     for probe in items.ENGINE_PROBES:
         for whose, results in _matched(history, evidence, probe).items():
-            for result in results.values():
-                if result.passed is None:
-                    raise DreamdError(f"probe {probe}: {whose}'s item {result.item} has neither passed nor failed")
             found.setdefault(whose, []).extend(results.values())
     return found
 
@@ -149,10 +145,11 @@ def _pass_rates(engine: Mapping[str, Sequence[ProbeResult]]) -> dict[str, Any]:
     rates: dict[str, Any] = {}
     for probe in items.ENGINE_PROBES:
         passed = {
-            _KEYS[whose]: [bool(result.passed) for result in results if result.probe == probe]
+            # An answer that could not be judged says nothing about the rate.
+            _KEYS[whose]: [result.passed for result in results if result.probe == probe and result.passed is not None]
             for whose, results in engine.items()
         }
-        rates[probe] = {whose: sum(each) / len(each) for whose, each in passed.items()}
+        rates[probe] = {whose: sum(each) / len(each) if each else None for whose, each in passed.items()}
         rates[probe]["num_items"] = len(passed["now"])
     return rates
 

@@ -69,11 +69,10 @@ class ImportedReader:
         scenarios: list[Scenario] = []
         refusals: list[Refusal] = []
         counts: Counter[str] = Counter()
-        position, number, exhausted = source.position, source.line, False
-        while len(scenarios) < want and number - source.line < MAX_LINES and position - source.position < MAX_BYTES:
-            line = next(lines, None)
-            if line is None:
-                exhausted = True
+        position, number = source.position, source.line
+        line = next(lines, None)
+        while line is not None and len(scenarios) < want and number - source.line < MAX_LINES:
+            if position - source.position >= MAX_BYTES:
                 break
             position, number = line.end, line.number
             item = self._items.make(line, source.name, source.kind, Path(source.path).name)
@@ -88,6 +87,11 @@ class ImportedReader:
                     counts[item.reason.value] += 1
                 case passed:
                     counts[passed.value] += 1
+            try:
+                line = next(lines, None)
+            except OSError:
+                break  # what was read before it counts; the next call meets the error first
+        exhausted = line is None
         read = SourceRead(source.name, source.position, position, number, "", dict(counts))
         return ReadResult(tuple(scenarios), tuple(refusals), read if number > source.line else None, exhausted)
 

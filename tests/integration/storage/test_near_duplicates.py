@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from daemon.domain.errors import AlreadyClaimedError
 from daemon.domain.novelty import NEAR_DUPLICATE, jaccard, shingles
 from daemon.domain.records import Draw, Scenario
-from daemon.domain.states import CycleState, Decision, Outcome, RefusalReason
+from daemon.domain.states import CycleState, Decision, Outcome, RefusalReason, Side, Source
 from daemon.storage import near_duplicates, tables
 from daemon.storage.database import reading, writing
 from daemon.storage.kinds import FingerprintKind
@@ -220,3 +220,32 @@ def test_the_texts_above_are_as_alike_as_they_say() -> None:
     assert [len(shingles(text)) for text in (LONG, NEAR, FAR)] == [56, 57, 56]
     alikes = {(one, other): jaccard(shingles(one), shingles(other)) for one, other in product((LONG,), (NEAR, FAR))}
     assert alikes == {(LONG, NEAR): 56 / 57, (LONG, FAR): 46 / 66}
+
+
+def test_an_import_leaks_neither_by_its_prompt_nor_with_its_answer(engine: Engine) -> None:
+    """A held-out prompt with another long answer is refused, and so is a held-out text cut into prompt and answer."""
+    document = " ".join(f"line{index}" for index in range(40))
+    create_run(engine, "run", 7, "models/small", {}, [("hash of a prompt", LONG), ("hash of a document", document)])
+    ledger = SqlLedger.acquire(engine, "run")
+    ledger.register_base(make_checkpoint())
+    imported = {"source": Source.GENERAL, "side": Side.GENERAL, "provenance": "notes.jsonl:1"}
+    other_answer = make_scenario(NEAR, target=" ".join(f"answer{index}" for index in range(90)), **imported)
+    words = document.split()
+    cut = make_scenario(" ".join(words[:10]), target=" ".join(words[10:]), **imported)
+    harmless = make_scenario("Something else is asked for here, and it is new.", target="So it is.", **imported)
+    refused = ledger.refuse([other_answer, cut, harmless])
+    assert set(refused) == {other_answer.content_hash, cut.content_hash}
+    assert all("held out for the probes" in refusal.detail for refusal in refused.values())
+    cycle = drive_to(ledger, CycleState.PAIRED, [cut])
+    with pytest.raises(AlreadyClaimedError, match="held out for the probes; nothing was claimed"):
+        ledger.claim(cycle, ledger.examples(cycle))
+
+
+def test_what_is_held_out_too_late_is_told_once(ledger: SqlLedger, engine: Engine) -> None:
+    """A new held-out text that was trained, or nearly, is named by an event: its probe measures trained text."""
+    ledger.close(ledger.cycle(spend(ledger, make_scenario(LONG), make_scenario("exactly this"))), Outcome.LOST, "test")
+    held_out = [("late", NEAR), (make_scenario("exactly this").content_hash, "exactly this"), ("fine", "quite new")]
+    for _ in range(2):
+        create_run(engine, "test", 7, "models/small", {}, held_out)
+    told = rows(engine, sa.select(tables.events.c.payload).where(tables.events.c.name == "held_out_already_trained"))
+    assert told == [({"content_hashes": sorted(["late", make_scenario("exactly this").content_hash])},)]

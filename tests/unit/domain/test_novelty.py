@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from builders import make_scenario
 
-from daemon.domain.novelty import jaccard, scenario_shingles, shingles
+from daemon.domain.novelty import answered_shingles, jaccard, scenario_shingles, shingles
+from daemon.domain.states import Source
 
 
 def test_shingles_are_five_words_whatever_their_spelling() -> None:
@@ -27,12 +28,17 @@ def test_jaccard_by_hand() -> None:
     assert jaccard(one, shingles("quite another text than that one")) == 0.0
 
 
-def test_an_imported_answer_counts_and_an_authored_one_does_not() -> None:
-    """Two expansions with one target wording stay different; the same answer imported twice makes texts more alike."""
+def test_a_scenario_is_its_prompt_and_imports_are_also_looked_at_with_their_answers() -> None:
+    """The same question with another answer is nothing new; only what people wrote is compared with its answer."""
     scenario = make_scenario("Tell me about the owls in your barn, please.", target="They sleep all day long in there.")
     assert scenario_shingles(scenario) == scenario_shingles(replace(scenario, target="Something else."))
-    imported = replace(scenario, provenance="notes.jsonl:3")
-    assert scenario_shingles(imported) > scenario_shingles(scenario)
+    assert answered_shingles(scenario) is None
+    assert answered_shingles(replace(scenario, source=Source.DREAM, provenance="cycle 3")) is None
+    imported = replace(scenario, source=Source.GENERAL, provenance="notes.jsonl:3")
+    answered = answered_shingles(imported)
+    assert answered is not None
+    assert answered > scenario_shingles(imported)
+    assert answered_shingles(replace(imported, target=None)) is None
 
 
 def test_the_hashes_are_the_same_everywhere() -> None:

@@ -179,3 +179,13 @@ def test_a_rule_can_ask_the_model() -> None:
     (judgement,) = preferences().judge([one], completions("thank you"))
     assert judgement.passed is None
     assert judgement.reason.startswith("skipped: ")
+
+
+def test_conversations_wait_while_nobody_can_judge_them() -> None:
+    """Without a judge there is none to wait for; an endpoint that was down is asked one question first."""
+    assert not Judges().can_judge_without_rule()
+    down = Down()
+    judges = down.judges()
+    assert judges.can_judge_without_rule(), "nothing is known against it yet"
+    preferences(judges).judge([scenario()], completions("one"))
+    assert not judges.can_judge_without_rule()

@@ -103,6 +103,10 @@ class FakeDreamer:
         return scenario_from(Source.DREAM, side, "dream", name)
 
 
+def anything_fits(scenario: Scenario) -> None:
+    """A policy that can answer everything."""
+
+
 def write_nothing(requests: Sequence[WriteRequest], seed: int) -> Sequence[str]:
     """A policy that writes empty texts."""
     return ["" for _ in requests]

@@ -11,7 +11,14 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from source_fakes import FakeCatalogue, FakeDreamer, FakeReader, imported_source, write_nothing
+from source_fakes import (
+    FakeCatalogue,
+    FakeDreamer,
+    FakeReader,
+    anything_fits,
+    imported_source,
+    write_nothing,
+)
 
 from daemon.config.sections import ScenariosConfig
 from daemon.domain.errors import DreamdError, PackError
@@ -41,7 +48,7 @@ def make_source(
 
 
 def draw(source: MixtureSource, cycle: int, seed: int, catalogue: FakeCatalogue | None = None) -> tuple[Scenario, ...]:
-    return source.sample(cycle, seed, catalogue or FakeCatalogue(), write_nothing).scenarios
+    return source.sample(cycle, seed, catalogue or FakeCatalogue(), write_nothing, anything_fits).scenarios
 
 
 @given(per_cycle=st.integers(2, 1000), percent=st.integers(25, 90), cycle=st.integers(1, 50))
@@ -204,7 +211,7 @@ def test_an_exhausted_side_shrinks_the_batch() -> None:
             self.spend(used)
             return super().refuse(used)
 
-    found = source.sample(1, 1, OnlyOneOfEach(), write_nothing)
+    found = source.sample(1, 1, OnlyOneOfEach(), write_nothing, anything_fits)
     assert Counter(s.side for s in found.scenarios) == {Side.ACCEPT: 2, Side.PUSH_BACK: 3, Side.GENERAL: 7}
     (event,) = (payload for name, payload in found.events if name == "source_dry")
     assert event == {"source": "template", "side": "accept", "missing": 9}
@@ -231,12 +238,46 @@ def general_entry(name: str) -> Entry:
     return Entry("general", name, name, lambda _: fixed)
 
 
+def test_no_line_is_read_in_vain_when_a_side_is_dry() -> None:
+    """Where push back has nothing left, only as many accept corrections are read as the balance has room for."""
+    pack = replace(PACK, templates=tuple(t for t in PACK.templates if t.side is Side.ACCEPT or t.held_out))
+    pack = replace(pack, templates=(*pack.templates, next(t for t in PACK.templates if t.id == "false_fact_1")))
+    reader = FakeReader({"chats": 40})
+    settings = ScenariosConfig(dream_fraction=0.0, conversation_fraction=0.5, max_per_source=10)
+    source = MixtureSource([pack], GENERAL, settings, reader, FakeDreamer())
+
+    class NoPushBack(FakeCatalogue):
+        def refuse(self, scenarios):  # type: ignore[no-untyped-def]
+            self.spend([s for s in scenarios if s.side is Side.PUSH_BACK])
+            return super().refuse(scenarios)
+
+    catalogue = NoPushBack(imported_source("chats", ImportKind.CONVERSATION))
+    found = source.sample(1, 1, catalogue, write_nothing, anything_fits)
+    conversations = [s for s in found.scenarios if s.source is Source.CONVERSATION]
+    assert Counter(s.side for s in found.scenarios) == {Side.ACCEPT: 1, Side.GENERAL: 7}
+    assert len(conversations) == 1
+    assert [read.counts["used"] for read in found.reads] == [1]
+
+
+def test_what_the_policy_cannot_answer_is_refused() -> None:
+    """An imported or dreamt scenario that is too long for the engine costs a refusal, never the cycle."""
+    dreamer = FakeDreamer()
+    source = make_source(dreamer=dreamer, dream_fraction=0.2)
+
+    def short_only(scenario: Scenario) -> str | None:
+        return "1200 tokens, at most 1024" if scenario.source is Source.DREAM else None
+
+    found = source.sample(1, 1, FakeCatalogue(), write_nothing, short_only)
+    assert {(r.reason, r.detail) for r in found.refusals} == {(RefusalReason.TOO_LONG, "1200 tokens, at most 1024")}
+    assert len(found.scenarios) == 20
+
+
 def test_a_dry_import_is_told_once_and_made_up_for() -> None:
     """The cycle that takes a file's last item says so; it and later ones are whole, from templates."""
     reader = FakeReader({"chats": 5})
     source = make_source(reader=reader, conversation_fraction=0.2)
     catalogue = FakeCatalogue(imported_source("chats", ImportKind.CONVERSATION))
-    found = [source.sample(cycle, cycle, catalogue, write_nothing) for cycle in range(1, 5)]
+    found = [source.sample(cycle, cycle, catalogue, write_nothing, anything_fits) for cycle in range(1, 5)]
     assert [sum(s.source is Source.CONVERSATION for s in draw.scenarios) for draw in found] == [3, 2, 0, 0]
     assert [[name for name, _ in draw.events] for draw in found] == [[], ["source_dry"], [], []]
     assert [len(draw.scenarios) for draw in found] == [20] * 4
@@ -252,7 +293,7 @@ def test_an_unreadable_import_is_an_event() -> None:
 
     source = make_source(reader=Rewritten({"chats": 5}))
     catalogue = FakeCatalogue(imported_source("chats", ImportKind.CONVERSATION))
-    found = source.sample(1, 1, catalogue, write_nothing)
+    found = source.sample(1, 1, catalogue, write_nothing, anything_fits)
     assert len(found.scenarios) == 20
     assert found.events == (
         ("source_unreadable", {"source": "chats", "problem": "chats.jsonl was rewritten; import it again"}),
@@ -263,7 +304,7 @@ def test_dreams_take_turns_between_the_sides_and_their_yield_is_told() -> None:
     """Over cycles both sides dream equally; what fails is recorded with its reason and made up for by templates."""
     dreamer = FakeDreamer(0.5)
     source = make_source(dreamer=dreamer, dream_fraction=0.2)
-    found = [source.sample(cycle, cycle, FakeCatalogue(), write_nothing) for cycle in range(1, 9)]
+    found = [source.sample(cycle, cycle, FakeCatalogue(), write_nothing, anything_fits) for cycle in range(1, 9)]
     totals: Counter[Side] = Counter()
     for sides in dreamer.wanted:
         totals.update(sides)
@@ -288,7 +329,7 @@ def test_a_basket_refuses_what_is_nearly_in_it() -> None:
         replace(GENERAL[0].draw(Random(1)), content_hash=str(index), messages=(replace_text(text),))
         for index, text in enumerate((words, f"{words} seventeen", "something else entirely is asked for here"))
     )
-    basket = Basket(FakeCatalogue(), {"held"})
+    basket = Basket(FakeCatalogue(), anything_fits, {"held"})
     assert basket.take(first) is None
     refusal = basket.take(near)
     assert refusal is not None

@@ -108,10 +108,9 @@ def _model(config: Config) -> Check:
 
 
 def _packs(config: Config) -> Check:
-    from daemon.scenarios.pack import load_pack
+    from daemon.scenarios.source import build_source
 
-    for path in config.scenarios.packs:
-        load_pack(path)
+    build_source(config.scenarios)
     builtin = ", ".join(config.scenarios.builtin) or "none built in"
     return Check("scenario packs", True, f"{builtin}; {len(config.scenarios.packs)} of your own")
 

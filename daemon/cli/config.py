@@ -20,8 +20,11 @@ def register(app: typer.Typer) -> None:
 
 
 def check(config: ConfigFile = None, set_: Overrides = None, state_dir: StateDir = None, run: RunName = None) -> None:
-    """Validate file, environment and flags; exits 78 and names every problem if there is one."""
+    """Validate file, environment, flags and scenario packs; exits 78 and names every problem if there is one."""
     loaded = load(config, set_, state_dir, run)
+    from daemon.scenarios.source import build_source
+
+    build_source(loaded.config.scenarios)
     typer.echo(f"ok: {loaded.file or 'no file; built-in defaults'}")
 
 

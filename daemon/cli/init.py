@@ -17,6 +17,9 @@ from daemon.config.load import CONFIG_VARIABLE, DEFAULT_FILE
 from daemon.domain.errors import DreamdError, PermissionDeniedError
 from daemon.service.state_dir import prepare_state_dir
 
+_WRITTEN = ("run.name", "run.state_dir", "model.path")
+"""What the template writes out; every other key has its default there."""
+
 
 def register(app: typer.Typer) -> None:
     app.command("init")(init)
@@ -36,11 +39,16 @@ def init(
     target = config or Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
     written = not target.exists()
     loaded = _write_config(target, given) if written else load_config(target, environ=os.environ, flags=given)
-    with open_session(loaded, pretty=True) as session:
-        session.notifier.status("starting: loading libraries")
-        from daemon import app
+    try:
+        with open_session(loaded, pretty=True) as session:
+            session.notifier.status("starting: loading libraries")
+            from daemon import app
 
-        report = app.init_run(loaded, session.observer, small_model=small_model)
+            report = app.init_run(loaded, session.observer, small_model=small_model)
+    except DreamdError:
+        if written:
+            target.unlink(missing_ok=True)  # or the next try, with what was wrong put right, would keep it
+        raise
     print_pairs(
         {
             "configuration": f"{target} ({'written' if written else 'kept'})",
@@ -50,6 +58,9 @@ def init(
             "run": f"{loaded.config.run.name} ({'created' if report.created else 'was there already'})",
         }
     )
+    unwritten = [flag for flag in given if flag.partition("=")[0] not in _WRITTEN]
+    if written and unwritten:
+        typer.echo(f"for this command only, not in {target}: {', '.join(unwritten)}")
     typer.echo("next: dreamd run --cycles 3")
 
 

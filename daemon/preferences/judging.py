@@ -64,6 +64,12 @@ class Judges:
             return None
         return self._without_rule.judge(scenario, completion)
 
+    def refuses_target(self, scenario: Scenario) -> bool:
+        """Whether the answer that came with a scenario fails the scenario's own rule: then it must not be trained."""
+        if not scenario.rule or scenario.target is None:
+            return False
+        return judge_text(scenario.rule, scenario.target, "stop", self._tools).passed is False
+
     def finish(self) -> None:
         """After them: questions that stayed without an answer are reported."""
         outage = None if self._endpoint is None else self._endpoint.outage

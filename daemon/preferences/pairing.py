@@ -124,6 +124,8 @@ class JudgedPreferences:
     def _target(self, scenario: Scenario) -> _Chosen | None:
         if scenario.target is None or _is_evidence(scenario, scenario.target):
             return None
+        if self._judges.refuses_target(scenario):
+            return None  # a pack's author slipped: what its own rule calls wrong is not taught as right
         token_ids = tuple(self._encoder.encode_response(scenario.target))
         return _Chosen(ChosenSource.TARGET, scenario.target, token_ids, None)
 

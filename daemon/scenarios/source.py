@@ -97,6 +97,12 @@ class MixtureSource:
                 )
         self._rotations = {side: Rotation(entries, side.value) for side, entries in trainable.items()}
         self._held_out = {side: _held_out(_entries(packs, side, held_out=True)) for side in _BEHAVIOURAL}
+        for side, items in self._held_out.items():
+            if not items:
+                raise PackError(
+                    f"no pack has held-out templates for the side {side.value}, so nobody would see it get worse; "
+                    'add some with held_out: true, or put "listening" into scenarios.builtin'
+                )
         self._reader, self._dreamer = reader, dreamer
 
     def sample(self, cycle_number: int, seed: int, catalogue: Catalogue, write: Write, misfit: Misfit) -> Draw:

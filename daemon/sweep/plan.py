@@ -86,10 +86,15 @@ class PolicySweeper:
 
     def misfit(self, scenario: Scenario) -> str | None:
         try:
-            self._encode(scenario, scenario.messages)
+            prompt = self._encode(scenario, scenario.messages)
             self._encode(scenario, scenario.guided_messages())
         except PackError as error:
             return str(error)
+        # The trainer takes prompt and answer at once: an answer of any length would end it for want of memory.
+        answer = () if scenario.target is None else self._encoder.encode_response(scenario.target)
+        longest = self._config.max_model_len
+        if len(prompt) + len(answer) > longest:
+            return f"{len(prompt)} tokens and an answer of {len(answer)}; sweep.max_model_len is {longest}"
         return None
 
     def _plan(self, scenario: Scenario, seed: int) -> list[_Planned]:

@@ -16,8 +16,11 @@ from typing import Any
 from daemon.domain.errors import ModelError
 
 MAX_ROUNDS = 20
+MAX_MARKS = 30
+"""Combining marks in a row: more than any script uses. Normalising takes time quadratic in them (UAX #15, 13)."""
 _KEPT_FORMAT = "\u200c\u200d"  # joiners: Persian, Indic scripts and emoji are wrong without them
 _DROPPED_CATEGORIES = ("Cc", "Cf", "Cs")
+_BECOME_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"  # combining class 0 themselves, nothing but marks once decomposed
 
 _TOKENS = (
     r"<\|[^\s<>|]+\|>",
@@ -31,7 +34,7 @@ _TOKENS = (
 
 
 class UncleanError(ValueError):
-    """Special tokens are nested so deeply that the text can only be an attack."""
+    """Special tokens nested so deeply, or marks piled so high, that the text can only be an attack; says which."""
 
 
 class Cleaner:
@@ -48,7 +51,7 @@ class Cleaner:
         """`text` in NFC, without special tokens, control and invisible characters, or white space around it.
 
         Raises:
-            UncleanError: it takes too many rounds.
+            UncleanError: it takes too many rounds, or has too many combining marks in a row.
         """
         for _ in range(MAX_ROUNDS):
             found = self._once(text)
@@ -58,7 +61,9 @@ class Cleaner:
         raise UncleanError(f"special tokens nested more than {MAX_ROUNDS} deep")
 
     def _once(self, text: str) -> str:
-        text = unicodedata.normalize("NFC", _printable(text))
+        text = _printable(text)
+        _refuse_piled_marks(text)  # in every round: what was removed may have stood between marks
+        text = unicodedata.normalize("NFC", text)
         folded = unicodedata.normalize("NFKC", text)  # some tokenizers fold, and would see a token only then
         if folded != text and self._tokens.search(folded) and not self._tokens.search(text):
             text = folded
@@ -92,6 +97,16 @@ def _forms(token: str) -> tuple[str, ...]:
 def _printable(text: str) -> str:
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
     return text if text.isascii() and text.isprintable() else "".join(filter(_kept, text))
+
+
+def _refuse_piled_marks(text: str) -> None:
+    if text.isascii():
+        return
+    run = 0
+    for char in text:
+        run = run + 1 if unicodedata.combining(char) or char in _BECOME_MARKS else 0
+        if run > MAX_MARKS:
+            raise UncleanError(f"more than {MAX_MARKS} combining marks in a row")
 
 
 def _kept(char: str) -> bool:

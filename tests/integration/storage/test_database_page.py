@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+import pytest
 from builders import drive_to, make_probe_result, make_verdict, promote_one
 from sqlalchemy import Engine
 
@@ -47,6 +50,18 @@ def test_every_query_of_the_page_runs(ledger: SqlLedger, engine: Engine) -> None
     assert [row.precision for row in survived] == ["fp32", "fp32"]
     assert (failing[0].answers, failing[0].passed) == (4, 2)
     assert off_policy[0][0] == 0
+
+
+def test_every_query_runs_in_an_old_sqlite(ledger: SqlLedger, engine: Engine) -> None:
+    """Readers bring their own library, such as the one that Python links here; a file that dreamd made must do."""
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL's server is the same for every reader")
+    promote_one(ledger)
+    queries = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.S)
+    with closing(sqlite3.connect(f"file:{engine.url.database}?mode=ro", uri=True)) as connection:
+        for query in queries:
+            connection.execute(query.replace("CURRENT_DATE", "'2000-01-01'")).fetchall()
+    assert len(queries) >= 10
 
 
 def test_the_page_names_every_table_and_view_column() -> None:

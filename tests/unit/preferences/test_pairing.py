@@ -68,6 +68,13 @@ def pair(one: Scenario, answers: list[Completion], order: tuple[ChosenSource, ..
     return preferences.pair([one], answers, preferences.judge([one], answers))
 
 
+def test_a_target_that_fails_its_own_rule_is_never_chosen() -> None:
+    """A pack whose target and rule contradict each other gives no example rather than a wrong one."""
+    assert pair(scenario(target="no target"), [answer(0, "no")]) == ()
+    (example,) = pair(scenario(), [answer(0, "no")])
+    assert example.chosen_text == "yes target"
+
+
 def test_rejected_is_the_coolest_then_likeliest_failure() -> None:
     """Among failures the lowest temperature wins, then the highest mean log-probability."""
     answers = [

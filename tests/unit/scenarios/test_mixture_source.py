@@ -365,6 +365,9 @@ def test_a_side_without_templates_is_refused() -> None:
     """Quotas that cannot be met are an error at start, not in some later cycle."""
     with pytest.raises(PackError, match="no pack has templates for the side accept"):
         build_source(ScenariosConfig(builtin=()))
+    unprobed = replace(PACK, templates=tuple(t for t in PACK.templates if not (t.held_out and t.side is Side.ACCEPT)))
+    with pytest.raises(PackError, match="no pack has held-out templates for the side accept"):
+        MixtureSource([unprobed], GENERAL, ScenariosConfig(), FakeReader({}), FakeDreamer())
     with pytest.raises(PackError, match="two packs"):
         MixtureSource([PACK, PACK], GENERAL, ScenariosConfig(), FakeReader({}), FakeDreamer())
 

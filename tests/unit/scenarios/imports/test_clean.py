@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from daemon.domain.errors import ModelError
-from daemon.scenarios.imports.clean import Cleaner, UncleanError, special_tokens
+from daemon.scenarios.imports.clean import MAX_MARKS, Cleaner, UncleanError, special_tokens
 
 OWN = ("<repo_name>", "<|im_start|>", "[CLS]", "<｜User｜>")
 
@@ -62,6 +66,32 @@ def test_too_deep_nesting_is_refused() -> None:
     """Work is bounded: a text nested deeper than anybody writes is refused, not peeled for ever."""
     with pytest.raises(UncleanError, match="nested"):
         Cleaner().clean("<|a" * 100 + "|>" * 100)
+
+
+@pytest.mark.parametrize("between", ["", "\u200b", "<s>", "</s\u2060>"], ids=["nothing", "space", "token", "hidden"])
+@pytest.mark.parametrize("marks", ["\u0301\u0323", "\u0f73\u0f75", "\uff9e\u0323", "\u0f81\u0301"])
+def test_piled_marks_are_refused_unnormalised(between: str, marks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normalising is quadratic in marks in a row, so it never sees more than 30, whatever stood between them."""
+    normalize = unicodedata.normalize
+
+    def watched(form: Any, text: str) -> str:
+        assert max(map(len, re.findall(f"[{marks}]+", text)), default=0) <= 30
+        return normalize(form, text)
+
+    monkeypatch.setattr(unicodedata, "normalize", watched)
+    with pytest.raises(UncleanError, match="more than 30 combining marks"):
+        Cleaner().clean("a" + (marks * 10 + between) * 1000)
+
+
+def test_marks_of_real_scripts_stay() -> None:
+    """Up to 30 in a row are text, and every character that normalises to marks alone is counted as one."""
+    cleaner = Cleaner()
+    text = "q" + "\u0323" * 15 + "\u0301" * 15
+    assert cleaner.clean(text) == text
+    for char in map(chr, range(sys.maxunicode + 1)):
+        if unicodedata.combining(unicodedata.normalize("NFKD", char)[0]):
+            with pytest.raises(UncleanError):
+                cleaner.clean("a" + char * (MAX_MARKS + 1))
 
 
 def test_special_tokens_of_a_model_folder(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_exhausted_templates_say_what_to_do() -> None:
 def test_an_exhausted_side_shrinks_the_batch() -> None:
     """Accept templates that give only two scenarios leave a balanced smaller batch, and an event that says so."""
     accept = [template for template in PACK.templates if template.side is Side.ACCEPT and not template.held_out][:2]
-    rest = [template for template in PACK.templates if template.side is not Side.ACCEPT]
+    rest = [template for template in PACK.templates if template.side is not Side.ACCEPT or template.held_out]
     pack = replace(PACK, templates=(*accept, *rest))
     source = MixtureSource([pack], GENERAL, ScenariosConfig(dream_fraction=0.0), FakeReader({}), FakeDreamer())
 

@@ -1,6 +1,6 @@
 """`make bench-judges`: rules, contrast and a model as judges, on answers that people have labelled.
 
-The same answers for every judge, one at a time. Contrast and model use the small model itself, as a run does: this is
+The same 300 answers for every judge, one at a time, and the rules on all there are. Contrast and model use the small model itself, as a run does: this is
 also what a model of that size can know about its own answers.
 """
 
@@ -48,19 +48,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        answers = spread(load_judged(), options.limit)
-        _say(f"{len(answers)} labelled answers, {sum(a.right for a in answers)} of them right\n")
+        everything = load_judged()
+        answers = spread(everything, options.limit)
+        _say(f"{len(answers)} labelled answers of {len(everything)}, {sum(a.right for a in answers)} of them right\n")
         made = judges(options.model, options.judges)
-        _say(markdown({name: _timed(name, judge, answers) for name, judge in made.items()}))
+        found = {name: _timed(name, judge, answers) for name, judge in made.items()}
+        if "rules" in made:
+            found[f"rules, all {len(everything)}"] = _timed("rules", made["rules"], everything)
+        _say(markdown(found))
     except DreamdError as error:
         sys.stderr.write(f"bench-judges: {error}\n")
         return 1
     return 0
 
 
-def spread(answers: Sequence[Labelled], limit: int | None) -> list[Labelled]:
-    """`limit` answers at equal distances, so that a quick try sees every file; None: all."""
-    if limit is None or limit >= len(answers):
+def spread(answers: Sequence[Labelled], limit: int) -> list[Labelled]:
+    """`limit` answers at equal distances, so that every file is seen."""
+    if limit >= len(answers):
         return list(answers)
     return [answers[i * len(answers) // limit] for i in range(limit)]
 
@@ -186,7 +190,9 @@ def _no_checkpoints(checkpoint: Checkpoint) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.judges", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help=f"model folder (default: {DEFAULT_MODEL})")
-    parser.add_argument("--limit", type=_positive, help="judge only this many answers, spread over all")
+    parser.add_argument(
+        "--limit", type=_positive, default=300, help="judge this many answers, spread over all (default 300)"
+    )
     parser.add_argument("--judges", nargs="+", choices=JUDGES, default=JUDGES, help="default: all three")
     return parser
 

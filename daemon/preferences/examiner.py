@@ -348,13 +348,26 @@ def _failure(source: str, peer: Peer) -> str | None:
     except Exception as error:  # noqa: BLE001 - whatever the code raises is its result
         return f"the code raises {type(error).__name__}: {_text(error)[:200]}"
     tree = ast.parse(source)
-    wanted = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not hasattr(builtins, node.id)}
-    namespace = {"__name__": "tests", **peer.ask("names", sorted(wanted))}
+    namespace = {"__name__": "tests", **_names(tree, peer)}
     try:
         exec(compile(tree, "tests", "exec", dont_inherit=True), namespace)
     except Exception as error:  # noqa: BLE001 - whatever the tests raise is the verdict
         return _where(error, source)
     return None
+
+
+def _names(tests: ast.AST, peer: Peer) -> dict[str, Any]:
+    """What the code defines of the names in the tests, and nothing that it was not asked for.
+
+    No built-in name and none with two underscores around it: the reply is the other process's, and a `__builtins__`
+    or an `abs` of its own would decide the tests.
+    """
+    used = {node.id for node in ast.walk(tests) if isinstance(node, ast.Name)}
+    wanted = {name for name in used if not hasattr(builtins, name) and not name.startswith("__")}
+    found = peer.ask("names", sorted(wanted))
+    if type(found) is not dict:
+        raise GoneError
+    return {name: found[name] for name in wanted if name in found}
 
 
 def _where(error: Exception, source: str) -> str:
@@ -377,6 +390,7 @@ def limit(cpu_s: int, memory_mib: int) -> None:
         resource.RLIMIT_NOFILE: 64,
         resource.RLIMIT_NPROC: 64,
         resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_SIGPENDING: 64,
     }
     for kind, value in limits.items():
         resource.setrlimit(kind, (value, value))

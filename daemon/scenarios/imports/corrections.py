@@ -49,7 +49,7 @@ def correction_scenario(conversation: Conversation, name: str, provenance: str, 
         target=target,
         source=Source.CONVERSATION,
         provenance=provenance,
-        evidence=messages[old].content,
+        evidence=messages[old].content[: limits.max_chars],
     )
 
 

@@ -21,7 +21,7 @@ class Limits:
     """Of one imported scenario."""
 
     max_chars: int = 2000
-    """Characters of the context, and of a correction."""
+    """Characters of the context, of a correction and of the answer."""
     max_target_words: int = 200
 
     def check(self, what: str, text: str) -> None:
@@ -31,7 +31,11 @@ class Limits:
 
 
 def refuse_long_answer(text: str, limits: Limits) -> None:
-    """Raises TooLongError: the answer has too many words. A shortened one would teach to stop in the middle."""
+    """Raises TooLongError: too many words or, in scripts without spaces, characters.
+
+    A shortened answer would teach to stop in the middle.
+    """
+    limits.check("the answer", text)
     if (words := len(text.split())) > limits.max_target_words:
         raise TooLongError(f"the answer has {words} words, more than {limits.max_target_words}")
 

@@ -30,6 +30,7 @@ def replay_scenario(record: Conversation | PlainText, name: str, provenance: str
         messages, target = _cut(record.text, limits)
     else:
         messages, target = _last_answer(record, limits)
+    refuse_long_answer(target, limits)
     return Scenario(
         content_hash=scenario_hash((message.role, message.content) for message in messages),
         side=Side.GENERAL,
@@ -51,7 +52,6 @@ def _last_answer(record: Conversation, limits: Limits) -> tuple[tuple[Message, .
     if "user" not in roles[:last]:
         raise UnusableError("it has no user message before the answer")
     target = record.messages[last].content if record.correction is None else record.correction
-    refuse_long_answer(target, limits)
     return last_turns(record.messages[:last], limits), target
 
 

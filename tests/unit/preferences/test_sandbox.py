@@ -153,6 +153,30 @@ def test_a_pass_cannot_be_forged(sandbox: Sandbox, code: str) -> None:
     assert sandbox.run(code, "assert f() == 2 or abs(f() - 2) < 1e-9").passed is False
 
 
+PEER = """
+import gc
+peer = next(found for found in gc.get_objects() if type(found).__name__ == "Peer")
+asked = peer._serves["names"]
+"""
+"""For the code under test: the conversation with the tests, in reach of what runs in its process."""
+
+
+@pytest.mark.parametrize(
+    ("reply", "tests"),
+    [
+        ("{**asked(wanted), 'abs': lambda *_: 0}", "assert abs(f() - 2) < 1e-9"),
+        ("{**asked(wanted), 'all': lambda *_: True}", "assert all(f() == x for x in (1, 2))"),
+        ("{**asked(wanted), '__builtins__': {'range': lambda *_: []}}", "for x in range(10):\n    assert f() == x"),
+        ("{**asked(wanted), '__builtins__': {'id': id}}", "__builtins__\nassert f() == 2"),
+        ("[('f', lambda: 2)]", "assert f() == 2"),
+    ],
+)
+def test_only_the_names_asked_for_reach_the_tests(sandbox: Sandbox, reply: str, tests: str) -> None:
+    """A reply that holds built-ins, or is no dictionary, forges no pass."""
+    code = f"{PEER}\npeer._serves = {{**peer._serves, 'names': lambda wanted: {reply}}}\ndef f(): return 3"
+    assert sandbox.run(code, tests).passed is False
+
+
 def test_no_network(sandbox: Sandbox) -> None:
     """A listener of this machine is not reached, and no socket can be made at all."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -205,14 +205,22 @@ def test_long_context_keeps_the_last_whole_turns() -> None:
     assert [m.content for m in scenario.messages] == ["Be brief.", "Capital?"]
 
 
+def test_long_evidence_is_cut() -> None:
+    """The old answer is only looked at, so its beginning is enough."""
+    scenario = made(conversation("Capital?", "漢字" * 51, "That's wrong.", "Canberra."), Limits(max_chars=100))
+    assert scenario is not None
+    assert scenario.evidence == "漢字" * 50
+
+
 @pytest.mark.parametrize(
     "record",
     [
         conversation("q" * 101, "Sydney.", "That's wrong.", "Canberra."),
         conversation("Capital?", "Sydney.", "That's wrong." + "!" * 100, "Canberra."),
         conversation("Capital?", "Sydney.", "That's wrong.", "word " * 11),
+        conversation("Capital?", "Sydney.", "That's wrong.", "漢字" * 51),
     ],
-    ids=["question", "correction", "answer"],
+    ids=["question", "correction", "answer", "answer without spaces"],
 )
 def test_what_cannot_be_cut_is_refused(record: Conversation) -> None:
     """A question, a correction or an answer that is too long makes the whole item unusable."""

@@ -73,3 +73,18 @@ def test_long_answer_is_refused() -> None:
     """It is not shortened: that would teach to stop in the middle."""
     with pytest.raises(TooLongError, match="201 words"):
         replay_scenario(chat(("user", "a"), ("assistant", "b " * 201)), "mine", "p", LIMITS)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        chat(("user", "a"), ("assistant", "漢" * 2001)),
+        Conversation((Message("user", "a"), Message("assistant", "b")), correction="漢" * 2001),
+        PlainText("a " * MIN_WORDS + f"{'漢' * 200} " * MIN_WORDS * 2),
+    ],
+    ids=["answer", "correction", "continuation"],
+)
+def test_answer_of_few_endless_words_is_refused(record: Conversation | PlainText) -> None:
+    """Words do not measure scripts without spaces, so characters count too."""
+    with pytest.raises(TooLongError, match="answer has [0-9]+ characters, more than 2000"):
+        replay_scenario(record, "mine", "p", LIMITS)

@@ -1,7 +1,7 @@
 """`make bench-judges`: rules, contrast and a model as judges, on answers that people have labelled.
 
-The same 300 answers for every judge, one at a time, and the rules on all there are. Contrast and model use the small model itself, as a run does: this is
-also what a model of that size can know about its own answers.
+The same 300 answers for every judge, one at a time, and the rules on all there are. Contrast and model use the small
+model itself, as a run does: this is also what a model of that size can know about its own answers.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ def replay_scenario(record: Conversation | PlainText, name: str, provenance: str
         messages, target = _cut(record.text, limits)
     else:
         messages, target = _last_answer(record, limits)
-    refuse_long_answer(target, limits)
     return Scenario(
         content_hash=scenario_hash((message.role, message.content) for message in messages),
         side=Side.GENERAL,
@@ -52,6 +51,7 @@ def _last_answer(record: Conversation, limits: Limits) -> tuple[tuple[Message, .
     if "user" not in roles[:last]:
         raise UnusableError("it has no user message before the answer")
     target = record.messages[last].content if record.correction is None else record.correction
+    refuse_long_answer(target, limits)
     return last_turns(record.messages[:last], limits), target
 
 
@@ -65,8 +65,11 @@ def _cut(text: str, limits: Limits) -> tuple[tuple[Message, ...], str]:
     head = _at_sentence(words, MIN_WORDS, min(most, len(words) - MIN_WORDS))
     if head is None:
         raise UnusableError(f"its first {MIN_WORDS} words do not fit into a prompt")
-    limit = min(MAX_CONTINUATION_WORDS, limits.max_target_words)
-    end = _at_sentence(words, head + MIN_WORDS, min(head + limit, len(words))) or len(words)
+    fitting = sum(word.end() <= words[head].start() + limits.max_chars for word in words)
+    most = min(head + MAX_CONTINUATION_WORDS, head + limits.max_target_words, fitting)
+    end = _at_sentence(words, head + MIN_WORDS, most)
+    if end is None:
+        raise UnusableError(f"the {MIN_WORDS} words after the prompt do not fit into an answer")
     prompt = Message("user", CONTINUE + text[: words[head - 1].end()])
     return (prompt,), text[words[head].start() : words[end - 1].end()]
 

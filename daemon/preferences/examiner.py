@@ -357,17 +357,12 @@ def _failure(source: str, peer: Peer) -> str | None:
 
 
 def _names(tests: ast.AST, peer: Peer) -> dict[str, Any]:
-    """What the code defines of the names in the tests, and nothing that it was not asked for.
-
-    No built-in name and none with two underscores around it: the reply is the other process's, and a `__builtins__`
-    or an `abs` of its own would decide the tests.
-    """
+    """What the code defines of the names in the tests; never a built-in one: its `abs` would decide the tests."""
     used = {node.id for node in ast.walk(tests) if isinstance(node, ast.Name)}
     wanted = {name for name in used if not hasattr(builtins, name) and not name.startswith("__")}
     found = peer.ask("names", sorted(wanted))
-    if type(found) is not dict:
-        raise GoneError
-    return {name: found[name] for name in wanted if name in found}
+    # The reply is the other process's: it may hold more than was asked for, or be something else.
+    return {name: found[name] for name in wanted if name in found} if type(found) is dict else {}
 
 
 def _where(error: Exception, source: str) -> str:
@@ -383,15 +378,9 @@ def _where(error: Exception, source: str) -> str:
 
 def limit(cpu_s: int, memory_mib: int) -> None:
     """Lower this process's limits for good."""
-    limits = {
-        resource.RLIMIT_CPU: cpu_s,
-        resource.RLIMIT_AS: memory_mib << 20,
-        resource.RLIMIT_FSIZE: 1 << 20,
-        resource.RLIMIT_NOFILE: 64,
-        resource.RLIMIT_NPROC: 64,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_SIGPENDING: 64,
-    }
+    limits = {resource.RLIMIT_CPU: cpu_s, resource.RLIMIT_AS: memory_mib << 20, resource.RLIMIT_FSIZE: 1 << 20}
+    limits |= {resource.RLIMIT_NOFILE: 64, resource.RLIMIT_NPROC: 64, resource.RLIMIT_SIGPENDING: 64}
+    limits |= {resource.RLIMIT_CORE: 0}
     for kind, value in limits.items():
         resource.setrlimit(kind, (value, value))
 

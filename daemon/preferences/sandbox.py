@@ -115,8 +115,11 @@ class Sandbox:
         if line is None:
             late = f"did not end within {self.timeout_s:g} s"
             return SandboxResult(False, f"the code {late if lines.timed_out else 'went beyond a limit'}")
-        found = json.loads(line)
-        return SandboxResult(found["passed"] is True, str(found["reason"]))
+        try:
+            found = json.loads(line)
+            return SandboxResult(found["passed"] is True, str(found["reason"]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return SandboxResult(None, "the tests wrote something else than a verdict")
 
     def _start(self, stack: ExitStack, role: str, source: str, pipes: list[int]) -> None:
         content = _file(stack, source.encode("utf-8", "replace"))
@@ -151,14 +154,13 @@ def _interpreter() -> str:
 
 def _files(python: str) -> list[str]:
     """What is there: system libraries, the interpreter and its standard library, two devices."""
-    binds = ["--ro-bind", "/usr", "/usr"]
-    for name in ("/lib", "/lib64", "/bin"):
-        path = Path(name)
+    binds = []
+    for path in (*map(Path, ("/lib", "/lib64", "/bin", "/usr/bin")), *sorted(Path("/usr").glob("lib*"))):
         if path.is_symlink():
-            binds += ["--symlink", str(path.readlink()), name]
+            binds += ["--symlink", str(path.readlink()), str(path)]
         elif path.exists():
-            binds += ["--ro-bind", name, name]
-    if not python.startswith("/usr/"):
+            binds += ["--ro-bind", str(path), str(path)]
+    if not python.startswith("/usr/bin/"):
         library = Path(os.__file__).resolve().parent
         shared = sorted(library.parent.glob("lib*.so*"))  # libpython, and what comes with it in some builds
         for path in (Path(python), library, *shared):
@@ -202,9 +204,10 @@ class _Lines:
     def next(self, timeout_s: float) -> bytes | None:
         """The next line; None when time is up or no more come."""
         deadline = monotonic() + timeout_s
+        poll = select.poll()  # `select` knows no descriptor from 1024 on
+        poll.register(self._descriptor, select.POLLIN)
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._descriptor], [], [], max(0.0, deadline - monotonic()))
-            if not ready:
+            if not poll.poll(1000 * max(0.0, deadline - monotonic())):
                 self.timed_out = True
                 return None
             part = os.read(self._descriptor, 4096)

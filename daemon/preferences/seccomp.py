@@ -40,7 +40,7 @@ _X86_64 = {
     **{"ioperm": 173, "modify_ldt": 154, "uselib": 134, "sysfs": 139, "personality": 135, "vhangup": 153},
     **{"move_pages": 279, "mbind": 237, "set_mempolicy": 238, "migrate_pages": 256, "fanotify_init": 300},
     **{"lookup_dcookie": 212, "memfd_create": 319, "shmget": 29, "msgget": 68, "semget": 64, "mq_open": 240},
-    **{"io_setup": 206, "sethostname": 170, "setdomainname": 171},
+    **{"io_setup": 206, "timer_create": 222, "sethostname": 170, "setdomainname": 171},
 }
 _AARCH64 = {
     **{"socket": 198, "socketpair": 199, "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271},
@@ -52,7 +52,7 @@ _AARCH64 = {
     **{"clock_settime": 112, "adjtimex": 171, "clock_adjtime": 266, "personality": 92, "vhangup": 58},
     **{"move_pages": 239, "mbind": 235, "set_mempolicy": 237, "migrate_pages": 238, "fanotify_init": 262},
     **{"lookup_dcookie": 18, "memfd_create": 279, "shmget": 194, "msgget": 186, "semget": 190, "mq_open": 180},
-    **{"io_setup": 0, "sethostname": 161, "setdomainname": 162},
+    **{"io_setup": 0, "timer_create": 107, "sethostname": 161, "setdomainname": 162},
 }
 MACHINES = {"x86_64": (0xC000003E, 56, _X86_64), "aarch64": (0xC00000B7, 220, _AARCH64)}
 """`uname -m` -> (audit architecture, number of `clone`, refused calls)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import resource
 import socket
 import struct
 import time
@@ -256,6 +258,46 @@ def test_memory_is_limited(sandbox: Sandbox) -> None:
     code = f"{TRIED}\ndef take(): return tried(lambda: len(bytearray(1 << 30)))\ndef give(): return 'x' * (1 << 25)"
     assert sandbox.run(code, "assert take() == 'refused: MemoryError', take()").reason == ""
     assert sandbox.run(code, "assert len(give()) == 1 << 25").passed is False
+
+
+def test_only_what_the_interpreter_needs_is_there(sandbox: Sandbox) -> None:
+    """Of /usr: programs and libraries, nothing that this machine's owner installed or keeps there."""
+    code = "import os\ndef there(): return [name for name in os.listdir('/usr') if not name.startswith('lib')]"
+    code += "\ndef local(): return [name for name in ('/usr/src', '/usr/share', '/usr/sbin') if os.path.exists(name)]"
+    tests = "assert set(there()) <= {'bin', 'local'}, there()\nassert not local()"
+    assert sandbox.run(code, tests).reason == ""
+
+
+def test_timers_cannot_fill_the_kernel(sandbox: Sandbox) -> None:
+    """No queue of signals can be grown from inside: timers are refused, and few signals may wait."""
+    code = "import resource\ndef waiting(): return resource.getrlimit(resource.RLIMIT_SIGPENDING)"
+    assert sandbox.run(code, "assert waiting() == (64, 64), waiting()").reason == ""
+    for machine, number in (("x86_64", 222), ("aarch64", 107)):
+        program = seccomp.filter_program(machine)
+        assert program is not None
+        assert _decide(program, seccomp.MACHINES[machine][0], number) == seccomp.REFUSE
+
+
+@pytest.mark.parametrize("verdict", ["garbage", "[" * 30_000, "[]", "{}", "null"])
+def test_tests_that_write_nonsense_decide_nothing(sandbox: Sandbox, verdict: str) -> None:
+    """What is not a verdict breaks nothing outside and is neither right nor wrong."""
+    tests = f"import os, sys\nos.write(int(sys.argv[-1]), {verdict!r}.encode() + b'\\n')\nassert f() == 1"
+    assert sandbox.run("def f(): return 1", tests).passed is None
+
+
+def test_many_open_files_are_no_obstacle(sandbox: Sandbox) -> None:
+    """With more than 1024 descriptors in use the sandbox runs as ever."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] < 1300:
+        pytest.skip("this machine allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 1300), before[1]))
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert sandbox.run("def f(): return 1", "assert f() == 1").passed is True
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_nothing_is_written(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -55,13 +55,26 @@ _OWN: tuple[tuple[str, str], ...] = (
     ("GitHub token", r"(?<!\w)(?:github_pat_\w{22,}|gh[pousr]_[A-Za-z0-9]{30,})"),
     ("npm token", r"(?<!\w)npm_[A-Za-z0-9]{36}|_authToken\s*=\s*[\w-]{16,}"),
     ("Telegram token", r"(?<!\w)\d{8,10}:[\w-]{35}(?![\w-])"),
+    ("Docker token", r"(?<!\w)dckr_[a-z]{2,4}_[\w-]{20,}"),
+    ("Vault token", r"(?<![\w.-])hv[sbr]\.(?=[\w-]*\d)[\w-]{20,}"),
+    ("age key", r"(?<!\w)AGE-SECRET-KEY-(?:PQ-)?1[A-Z0-9]{30,}"),
+    ("Postman key", r"(?<!\w)PMAK-[0-9a-f]{24}-[0-9a-f]{20,}"),
     ("provider token", r"(?<!\w)(?:gsk|r8|xai|dop_v1|shp(?:at|ss|ca|pa)|lin_api|pplx)[_-](?=\w*\d)\w{24,}"),
     ("private key", r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY"),
     ("authorization header", r"(?i)\b(?:bearer|basic|authorization:\s*\w{1,12})\s+(?=\S*\d)[\w.~+/-]{16,}=*"),
 )
+# Longer than a window, so searched for in the whole text: one start for each word, nothing read twice.
+_JWT = re.compile(r"(?<![\w-])eyJ[\w-]{8,}+\.(?:[\w-]{8,}|\.[\w-]{8,}\.)")
+_VALUE = r"""(?:(?P<quote>["'`])(?P<quoted>[^\s"'`]{6,200})(?P=quote)|(?P<bare>[^\s"'`,;<>(){}\[\]]{6,200})(?![(\[]))"""
 _ASSIGNMENT = re.compile(
     rf"""(?ix)(?<![a-z0-9])(?:[a-z0-9]{{1,20}}[_-]){{0,4}}(?:{_NAMES})["'`]?\s{{0,3}}(?P<op>:=|=>|=|:|\bis\b)\s{{0,3}}
-    (?:(?P<quote>["'`])(?P<quoted>[^\s"'`]{{6,200}})(?P=quote)|(?P<bare>[^\s"'`,;<>(){{}}\[\]]{{6,200}})(?![(\[]))"""
+    {_VALUE}"""
+)
+# Two words and short names are common in prose, so a bare word after them must look more like a value.
+_LABELLED = re.compile(
+    rf"""(?ix)
+    (?:\b(?:api|access|secret|private)[ ](?:key|token)\s?(?P<op>[:=])\s{{0,3}}(?=["'`]?[\w+/=-]{{16,}}+(?![.:]\w))
+    |\b(?:user(?:name)?|login|account)\s?[:=][^\n]{{1,80}}?\bpass\s?[:=]\s{{0,3}}){_VALUE}"""
 )
 _PLACEHOLDER = re.compile(r"(?i)^[\W_x]*$|your|example|placeholder|change.?me|redacted|\*{3}|\.{3}|^\$|^%|^<|\{")
 _MENTION = re.compile(r"(?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*|[A-Za-z_]+[.!?]?")
@@ -73,6 +86,8 @@ def find_secret(text: str) -> str | None:
     Args: text: cleaned, so that no pile of combining marks makes normalising slow.
     """
     folded = unicodedata.normalize("NFKC", text)
+    if _JWT.search(folded):
+        return "JSON Web Token"
     step = WINDOW - _OVERLAP
     for start in range(0, max(len(folded) - _OVERLAP, 1), step):
         found = _find(folded[start : start + WINDOW])
@@ -85,7 +100,7 @@ def _find(text: str) -> str | None:
     for kind, pattern in _own():
         if pattern.search(text):
             return kind
-    if any(_is_password(match) for match in _ASSIGNMENT.finditer(text)):
+    if any(_is_password(match) for pattern in (_ASSIGNMENT, _LABELLED) for match in pattern.finditer(text)):
         return "password or key in an assignment"
     for plugin in _plugins():
         if any(_believable(plugin.secret_type, match) for match in plugin.analyze_string(text)):

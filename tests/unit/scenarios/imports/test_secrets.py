@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import socket
 
 import pytest
@@ -48,6 +50,13 @@ PLANTED = {
     "password in JSON": '{"password"' + ': "' + 'S3cretWord99"}',
     "variable": "DB_PASSWORD" + "=" + "correct4horse",
     "quoted": "api_key" + ' = "' + 'correcthorsebattery"',
+    "API key, spelled out": "my API key" + ": " + MIXED36,
+    "secret key, quoted": "Secret key" + ' = "' + MIXED36 + '"',
+    "login": "user: admin, pass" + ": hunter2x",
+    "Docker": "dckr" + "_pat_" + MIXED36[:27],
+    "Vault": "hvs" + "." + MIXED36,
+    "age": "AGE-SECRET" + "-KEY-1" + "QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L" * 2,
+    "Postman": "PMAK" + "-" + HEX32[:24] + "-" + HEX32 + "01",
     "Azure": "AccountKey" + "=" + "a1B2" * 22,
 }
 
@@ -70,6 +79,12 @@ HARMLESS = {
     "CSS and hex": "color: #a1b2c3; --token: 12px; background: url(img/sk-icon-large.png)",
     "capitals": "APERIODICALLY APARTMENTALIZED we met in an APARTMENT",
     "slugs": "see /posts/sk-how-to-write-a-very-long-title-with-many-words",
+    "spelled out": "API key: see section 4.2. The API key is base64-encoded. Access token: string, 64 characters",
+    "paths": "secret key: config/settings/api_v2.json, private key: https://example.com/keys/2024-01-02/x",
+    "test report": "--- PASS: TestUserLogin2 (0.00s)\npass: test_user_login2\nPASS: gcc.c-torture/20000112-1.c",
+    "statement": "class User: pass\nuser: User2 = None\nfirst pass: tokenize42, second pass: parse",
+    "labels": "password: 'Must have 8 characters'; passphrase = \"Enter your words\"",
+    "prefixes": "hvs.example.com, PMAK-, AGE-SECRET-KEY-1..., dckr_pat_, eyJhbGciOi..., eyJhbGciOiJIUzI1NiJ9.<payload>",
     "empty": "",
 }
 
@@ -93,6 +108,16 @@ def test_harmless_text_is_kept(text: str) -> None:
 def test_secret_across_windows_is_found(offset: int) -> None:
     """Long text is searched in overlapping windows, so no position hides a secret."""
     assert find_secret("word " * (offset // 5) + " " * (offset % 5) + PLANTED["GitHub"] + " word" * 2000)
+
+
+@pytest.mark.parametrize("offset", range(0, WINDOW, 512))
+def test_token_longer_than_the_overlap_is_found(offset: int) -> None:
+    """A JSON Web Token with long claims is found wherever the windows cut it."""
+    claims = {"sub": "1234", "groups": [f"group-{number}" for number in range(80)]}
+    parts = (base64.urlsafe_b64encode(json.dumps(part).encode()).decode() for part in ({"alg": "RS256"}, claims))
+    token = ".".join(part.rstrip("=") for part in parts) + "." + MIXED36 * 10
+    assert len(token) > 1600
+    assert find_secret("x " * (offset // 2) + token + " word" * 2000) == "JSON Web Token"
 
 
 def test_nothing_is_asked_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from daemon.cli import sources
 from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load
-from daemon.cli.output import print_json, print_table
+from daemon.cli.output import echo, print_json, print_table
 from daemon.domain.errors import PackError, PermissionDeniedError, UsageError
 
 PackArgument = Annotated[str, typer.Argument(metavar="PACK", help="A pack file, or the name of a built-in pack.")]
@@ -47,8 +47,8 @@ def init(
         raise UsageError(f"{file}: exists already; name another file") from None
     except OSError as error:
         raise PermissionDeniedError(f"{file}: cannot be written: {error.strerror}") from None
-    typer.echo(f"{file}: pack {name} written")
-    typer.echo(f"next: edit it, then dreamd scenarios check {file}")
+    echo(f"{file}: pack {name} written")
+    echo(f"next: edit it, then dreamd scenarios check {file}")
 
 
 def check(
@@ -67,7 +67,7 @@ def check(
             problems.append(str(error))
             continue
         families = {template.family for template in pack.templates}
-        typer.echo(f"ok: {name}: pack {pack.name}, {len(pack.templates)} templates, {len(families)} families")
+        echo(f"ok: {name}: pack {pack.name}, {len(pack.templates)} templates, {len(families)} families")
     if problems:
         raise PackError("\n".join(problems))
 
@@ -168,7 +168,7 @@ def stats(
     by_side = {
         side: sum(r["distinct"] for r in listed if r["side"] == side) for side in sorted({r["side"] for r in listed})
     }
-    typer.echo(
+    echo(
         f"{len(listed)} families, {total:,} distinct scenarios to train on: "
         + ", ".join(f"{n:,} {s}" for s, n in by_side.items())
     )
@@ -196,15 +196,13 @@ def _number(row: dict[str, Any]) -> str:
 
 def _print_expansion(item: dict[str, Any]) -> None:
     held_out = ", held out" if item["held_out"] else ""
-    typer.echo(
-        f"--- {item['template']} ({item['side']}, {item['family']}, constraints {item['constraints']}{held_out})"
-    )
+    echo(f"--- {item['template']} ({item['side']}, {item['family']}, constraints {item['constraints']}{held_out})")
     for message in item["messages"]:
-        typer.echo(f"{message['role']:>9}: {message['content']}")
+        echo(f"{message['role']:>9}: {message['content']}")
     if item["guidance"] is not None:
-        typer.echo(f" guidance: {item['guidance']}")
-    typer.echo(f"   target: {item['target']}")
+        echo(f" guidance: {item['guidance']}")
+    echo(f"   target: {item['target']}")
     for judged in item["answers"]:
         verdict = {True: "passes", False: "fails", None: "not judged"}[judged["passed"]]
-        typer.echo(f"  {verdict:>10}: {judged['answer']!r}" + (f" ({judged['reason']})" if judged["reason"] else ""))
-    typer.echo("")
+        echo(f"  {verdict:>10}: {judged['answer']!r}" + (f" ({judged['reason']})" if judged["reason"] else ""))
+    echo("")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load
-from daemon.cli.output import print_json, print_table, shown
+from daemon.cli.output import echo, print_json, print_table, shown
 from daemon.config import Loaded
 from daemon.domain.errors import ConfigError, UsageError
 from daemon.domain.records import ImportedSource
@@ -66,7 +66,7 @@ def approve(
     """Let the next cycles draw from an imported source."""
     with _storage(load(config, set_, state_dir, run)) as (storage, engine, run_name):
         stored = storage.approve_source(engine, run_name, name)
-    typer.echo(f"{stored.name} is approved: the next cycle may draw from {stored.path}")
+    echo(f"{stored.name} is approved: the next cycle may draw from {stored.path}")
 
 
 def list_sources(
@@ -82,7 +82,7 @@ def list_sources(
     if as_json:
         print_json(found)
     elif not found:
-        typer.echo("none; import one with: dreamd scenarios import FILE --as conversation")
+        echo("none; import one with: dreamd scenarios import FILE --as conversation")
     else:
         columns = ("name", "kind", "state", "lines used", "used", "not used", "usable", "file")
         print_table(columns, (_row(source) for source in found))
@@ -143,16 +143,16 @@ def _as_data(stored: ImportedSource, report: ScanReport) -> dict[str, Any]:
 
 def _print_report(stored: ImportedSource, report: ScanReport) -> None:
     for problem in report.problems:
-        typer.echo(problem)
+        echo(problem)
     if report.num_refused > len(report.problems):
-        typer.echo(f"... and {report.num_refused - len(report.problems)} more")
+        echo(f"... and {report.num_refused - len(report.problems)} more")
     if report.unfinished:
-        typer.echo("the last line has no newline: it is read once it has one")
-    typer.echo(f"{stored.path}: {report.num_lines} lines: {shown(report.counts)}")
+        echo("the last line has no newline: it is read once it has one")
+    echo(f"{stored.path}: {report.num_lines} lines: {shown(report.counts)}")
     if stored.state is ImportState.APPROVED:
-        typer.echo(f"{stored.name} is approved already")
+        echo(f"{stored.name} is approved already")
     else:
-        typer.echo(f"{stored.name} is pending; approve with: dreamd scenarios approve {stored.name}")
+        echo(f"{stored.name} is pending; approve with: dreamd scenarios approve {stored.name}")
 
 
 def _row(source: dict[str, Any]) -> list[Any]:

@@ -83,6 +83,25 @@ def test_preview_shows_expansions_and_judges_answers() -> None:
         call("preview", "nowhere.yaml")
 
 
+def test_preview_shows_escape_sequences_instead_of_obeying_them(tmp_path: Path) -> None:
+    """A pack from somebody else cannot clear the screen or turn text around; in JSON it stays what it is."""
+    call("init", "mine.yaml")
+    text = (tmp_path / "mine.yaml").read_text()
+    evil = text.replace("That is false. Say no", r"\e[2J\u009b1m\u202eThat is false. Say no")
+    evil = evil.replace('"Actually, {claim.right}."', r'"Actually\e]0;x\a, {claim.right}."')
+    assert evil != text
+    (tmp_path / "evil.yaml").write_text(evil)
+    call("check", "evil.yaml")
+    preview = ("preview", "evil.yaml", "--template", "claim", "--count", "30")
+    plain = call(*preview, "--answer", "\x1b[31m").stdout
+    assert r" guidance: \x1b[2J\x9b1m\u202eThat is false." in plain
+    assert r"target: Actually\x1b]0;x\x07, " in plain
+    for out in (plain, call(*preview, "--json").stdout):
+        assert not set(out) & set("\x1b\x9b\x07\u202e")
+    guidance = json.loads(call(*preview, "--json").stdout)[0]["guidance"]
+    assert guidance.startswith("\x1b[2J\x9b1m\u202eThat is false.")
+
+
 def test_stats_count_what_a_pack_can_give() -> None:
     """Distinct scenarios by pack, side and family, held-out templates apart."""
     call("init", "mine.yaml")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from daemon.domain.records import ImportedSource, Refusal, Scenario, SourceRead
 from daemon.domain.states import ImportKind, ImportState, RefusalReason
 from daemon.scenarios.imports import ImportedReader, Limits, ReadResult, scan
 from daemon.scenarios.imports.reader import MAX_LINES
+from daemon.scenarios.imports.stream import Line, read_lines
 
 TOKENS = ("<repo_name>", "<|im_start|>", "</s>", "[INST]")
 READER = ImportedReader(TOKENS)
@@ -113,6 +115,40 @@ def test_reading_stops_after_the_last_scenario_wanted(file: Path) -> None:
     assert [scenario.target for scenario in second.scenarios] == ["Answer 2.", "Answer 3.", "Answer 4."]
     assert second.exhausted
     assert READER.read(source, 0, accept_all) == ReadResult()
+
+
+@pytest.mark.parametrize("rest", ["", pair(9)[:9]], ids=["nothing", "a half-written line"])
+def test_a_file_that_ends_with_the_last_scenario_wanted_is_exhausted(rest: str, file: Path) -> None:
+    """It is said in the call that used the last complete line, not in a further one; one line more, and it is not."""
+    file.write_text(f"{pair(0)}\n{pair(1)}\n{rest}", encoding="utf-8")
+    used_up = READER.read(source_of(file), 2, accept_all)
+    assert (len(used_up.scenarios), used_up.exhausted) == (2, True)
+    assert used_up.read is not None
+    assert (used_up.read.line, used_up.read.position) == (2, len(f"{pair(0)}\n{pair(1)}\n"))
+    assert not READER.read(source_of(file), 1, accept_all).exhausted
+
+
+def test_what_was_read_before_an_error_counts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails at the third line gives the first two; the call that goes on from there says the error."""
+    file.write_text("".join(f"{pair(number)}\n" for number in range(3)), encoding="utf-8")
+
+    def failing(opened: BinaryIO, position: int, line: int) -> Iterator[Line]:
+        for found in read_lines(opened, position, line):
+            if found.number == 3:
+                raise OSError(errno.EIO, "Input/output error")
+            yield found
+
+    monkeypatch.setattr("daemon.scenarios.imports.reader.read_lines", failing)
+    source = source_of(file)
+    for want in (2, 9):
+        result = READER.read(source, want, accept_all)
+        assert [scenario.target for scenario in result.scenarios] == ["Answer 0.", "Answer 1."]
+        assert (result.exhausted, result.problem) == (False, None)
+        assert result.read is not None
+        assert result.read.counts == {"used": 2}
+    after_error = READER.read(after(source, result.read), 9, accept_all)
+    assert after_error.problem is not None
+    assert "cannot be read (Input/output error)" in after_error.problem
 
 
 def test_a_read_that_does_not_count_is_repeated(file: Path) -> None:

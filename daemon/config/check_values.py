@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import ast
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 import regex
 
 _LARGEST = 10**15
 """A float still tells whole numbers of this size apart; a larger one would equal its neighbours."""
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+LONGEST_PATTERN = 2000
+_MOST_REPEATS = 10**5
+_TOKEN = re.compile(
+    r"\\.|\(\?#[^)]*\)|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]"  # an escape, a comment, a set of characters
+    r"|(?P<call>\(\?(?:R\)|[+-]?\d+\)|&|P[>&]))|(?P<flags>\(\?[A-Za-z0-9]*(?:x|V1)[A-Za-z0-9]*[-:)])"
+    r"|(?P<repeat>\{\d*,?\d*\})|.",
+    re.DOTALL,
+)
+_ONE = (
+    *("additionalProperties", "contains", "contentSchema", "else", "if", "items", "not", "propertyNames", "then"),
+    *("unevaluatedItems", "unevaluatedProperties"),
+)
+_NAMED = ("$defs", "definitions", "dependentSchemas", "properties")
+_LISTED = ("allOf", "anyOf", "oneOf", "prefixItems")
+"""Where a schema holds schemas (draft 2020-12): one, by name, in a list."""
+_UNSUPPORTED = ("$schema", "$id", "$anchor", "$dynamicAnchor", "patternProperties")
 
 
 def bounded_number(value: Any) -> int | float:
@@ -41,69 +60,107 @@ def _float(text: str) -> float | None:
 
 
 def compiled_pattern(pattern: str) -> str:
-    """`pattern`, unless the `regex` library cannot compile it.
+    """`pattern`, unless the `regex` library cannot compile it or it could take more memory than there is.
 
     Raises:
-        ValueError: it does not compile.
+        ValueError: it does not compile, is too long, calls itself, or repeats too much within repetitions.
     """
+    if len(pattern) > LONGEST_PATTERN:
+        raise ValueError(f"the regular expression has {len(pattern)} characters, more than {LONGEST_PATTERN}")
+    if _num_repeats(pattern) > _MOST_REPEATS:
+        raise ValueError(f"the regular expression {pattern[:60]!r} repeats more than {_MOST_REPEATS} times by {{}}")
     try:
         regex.compile(pattern)
-    except (regex.error, OverflowError, RecursionError, ValueError) as error:
-        raise ValueError(f"the regular expression {pattern!r} does not compile: {error}") from None
+    except (regex.error, OverflowError, RecursionError, ValueError, MemoryError) as error:
+        raise ValueError(f"the regular expression {pattern[:60]!r} does not compile: {error}") from None
     return pattern
 
 
-def sound_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """`schema`, unless it is no JSON schema that an answer can be checked by without asking anybody else.
+def _num_repeats(pattern: str) -> int:
+    """The largest product of `{n}` within each other.
 
     Raises:
-        ValueError: it is malformed, refers to another document or to nothing, or has a pattern that does not compile.
+        ValueError: it calls itself, or is written in a form that this reading does not know.
+    """
+    groups, last = [1], 1  # of each open group the largest product so far; of the part before a repetition
+    for token in _TOKEN.finditer(pattern):
+        part = token.group()
+        if token["call"]:
+            raise ValueError(f"the regular expression calls itself by {part}; write it without")
+        if token["flags"]:
+            raise ValueError(f"the flags {part} are not supported; write the regular expression without x and V1")
+        if token["repeat"]:
+            last *= max(int(digits or 1) for digits in part[1:-1].split(","))
+        elif part == ")" and len(groups) > 1:
+            last = groups.pop()
+        elif part.startswith("(") and not part.startswith("(?#"):
+            groups.append(1)
+        elif part not in "?*+":
+            last = 1
+        groups[-1] = max(groups[-1], last)
+    return max(groups)
+
+
+def sound_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """`schema` without its `$schema`, unless no answer can be checked by it without asking anybody else.
+
+    Raises:
+        ValueError: it is malformed, refers to another document or to no schema, or has a pattern that does not compile.
     """
     from jsonschema import Draft202012Validator, SchemaError
 
-    if schema.get("$schema", _DRAFT).rstrip("#") != _DRAFT:
+    if str(schema.get("$schema", _DRAFT)).rstrip("#") != _DRAFT:
         raise ValueError(f"$schema may only be {_DRAFT}")
+    schema = {key: value for key, value in schema.items() if key != "$schema"}
     try:
         Draft202012Validator.check_schema(schema)
+        parts = dict(_schemas(schema))
     except SchemaError as error:
         raise ValueError(f"not a JSON schema: at {error.json_path}: {error.message}") from None
-    for key, value in _keywords(schema):
-        if key in ("$ref", "$dynamicRef") and isinstance(value, str):
-            _resolve(schema, value)
-        elif key == "pattern" and isinstance(value, str):
-            compiled_pattern(value)
-        elif key in ("$id", "$anchor", "$dynamicAnchor", "patternProperties") and not _names_a_property(schema, key):
-            raise ValueError(f"the keyword {key} is not supported; write the schema without it")
+    except RecursionError:
+        raise ValueError("the schema is nested too deep") from None
+    for part in filter(lambda part: isinstance(part, Mapping), parts.values()):
+        _require_supported(part, parts)
     return schema
 
 
-def _keywords(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield str(key), part
-            yield from _keywords(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _keywords(part)
+def _require_supported(part: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    for key in _UNSUPPORTED:
+        if key in part:
+            raise ValueError(f"the keyword {key} is not supported within a schema; write it without")
+    for key in ("$ref", "$dynamicRef"):
+        if key in part:
+            _require_target(part[key], parts)
+    if "pattern" in part:
+        compiled_pattern(part["pattern"])
 
 
-def _names_a_property(schema: Any, key: str) -> bool:
-    return any(name == "properties" and isinstance(part, Mapping) and key in part for name, part in _keywords(schema))
+def _schemas(schema: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every schema within `schema`, by its JSON pointer; a property's name or a constant is none."""
+    yield at, schema
+    if not isinstance(schema, Mapping):  # true or false
+        return
+    for keyword, value in schema.items():
+        if keyword in _ONE:
+            yield from _schemas(value, f"{at}/{keyword}")
+        elif keyword in _NAMED and isinstance(value, Mapping):
+            for name, part in value.items():
+                yield from _schemas(part, f"{at}/{keyword}/{_escaped(name)}")
+        elif keyword in _LISTED and isinstance(value, list):
+            for index, part in enumerate(value):
+                yield from _schemas(part, f"{at}/{keyword}/{index}")
 
 
-def _resolve(schema: Any, reference: str) -> None:
-    """Walk a JSON pointer such as `#/$defs/item` (RFC 6901)."""
+def _require_target(reference: str, parts: Mapping[str, Any]) -> None:
+    """The reference is a JSON pointer such as `#/$defs/item` (RFC 6901) to one of `parts`."""
     if reference != "#" and not reference.startswith("#/"):
         raise ValueError(f"$ref {reference!r} leaves the schema; only #/... within it is allowed")
-    at = schema
-    for part in reference[2:].split("/") if reference != "#" else ():
-        name = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(at, Mapping) and name in at:
-            at = at[name]
-        elif isinstance(at, list) and name.isdecimal() and int(name) < len(at):
-            at = at[int(name)]
-        else:
-            raise ValueError(f"$ref {reference!r} leads nowhere")
+    if unquote(reference[1:]) not in parts:
+        raise ValueError(f"$ref {reference!r} leads to no schema")
+
+
+def _escaped(name: Any) -> str:
+    return str(name).replace("~", "~0").replace("/", "~1")
 
 
 def sound_tests(tests: str) -> str:

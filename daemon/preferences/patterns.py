@@ -13,7 +13,7 @@ TIME_LIMIT_S = 1.0
 
 
 class PatternTimeoutError(Exception):
-    """A pattern took too long, so that nobody knows whether it is there."""
+    """A pattern took too long or too much memory, so that nobody knows whether it is there."""
 
 
 class Patterns:
@@ -26,7 +26,7 @@ class Patterns:
         """The first text that `pattern` finds, None when there is none.
 
         Raises:
-            PatternTimeoutError: the time of this answer is used up.
+            PatternTimeoutError: the time of this answer is used up, or the memory.
         """
         started = monotonic()
         try:
@@ -34,6 +34,8 @@ class Patterns:
             found = _compiled(pattern, ignore_case).search(text, timeout=max(self._left_s, 1e-3))
         except TimeoutError:
             raise PatternTimeoutError(f"the pattern /{pattern}/ took longer than the time limit") from None
+        except MemoryError:
+            raise PatternTimeoutError(f"the pattern /{pattern}/ took more memory than there is") from None
         finally:
             self._left_s -= monotonic() - started
         return None if found is None else str(found.group())

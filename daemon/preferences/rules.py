@@ -20,7 +20,7 @@ from daemon.config.checks import (
     parse_rule,
 )
 from daemon.preferences import text as cut
-from daemon.preferences.json_answer import json_problem
+from daemon.preferences.json_answer import UndecidedError, json_problem
 from daemon.preferences.patterns import Patterns, PatternTimeoutError
 from daemon.preferences.sandbox import Sandbox
 from daemon.preferences.text_checks import text_problem
@@ -91,13 +91,13 @@ def _parsed(rule_json: str) -> tuple[Check, ...]:
 
 
 def _sanity(checks: Sequence[Check], text: str, finish_reason: str) -> str | None:
+    if finish_reason != "stop":
+        return f"sanity: the answer was cut off (finish reason {finish_reason})"
     # `{}` holds no word and may be the right JSON.
     if not re.search(r"\S" if _wants_json(checks) else r"\w", text):
         return "sanity: the answer is empty"
     if cut.is_looping(_prose(checks, text)):
         return "sanity: the answer repeats itself"
-    if finish_reason != "stop":
-        return f"sanity: the answer was cut off (finish reason {finish_reason})"
     return None
 
 
@@ -154,10 +154,8 @@ class _Judged:
                 problem = json_problem(check.schema_, self.text, self.patterns)
             else:
                 problem = text_problem(check, self.text, self.patterns)
-        except PatternTimeoutError as error:
+        except (PatternTimeoutError, UndecidedError) as error:
             return _Finding(None, str(error))
-        except RecursionError:
-            return _Finding(None, "the schema refers to itself without end")
         return _Finding(problem is None, problem or "")
 
     def _code(self, check: CodeCheck) -> _Finding:

@@ -9,7 +9,8 @@ from itertools import pairwise
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "−": "-", "‑": "-"})
 _WRAPPERS = "\"'`*_ \n\t"
 _FENCE = re.compile(r"^\s*```[\w+-]*\n(.*?)\n?```\s*$", re.DOTALL)
-_BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+# Possessive: a model can write lines on which giving back would take the cube of their length.
+_BLOCK = re.compile(r"^[ \t]*+```[ \t]*+([\w+-]*+)[^\n`]*+\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _PYTHON = ("", "python", "python3", "py")
 _ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|vs|etc|e\.g|i\.e|a\.m|p\.m|u\.s)\.(?=\s+\S)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]*]*\s+")
@@ -20,6 +21,7 @@ _NUMBER_WORDS = {
     **{"twenty-four": "24", "fifty": "50", "sixty": "60"},
 }
 _NUMBER_WORD = re.compile(rf"\b(?:{'|'.join(sorted(_NUMBER_WORDS, key=len, reverse=True))})\b")
+_WORD = re.compile(r"\w(?:.*\w)?", re.DOTALL)
 _BULLET = re.compile(r"^\s*(?:[-*•–]|\d+[.)])\s+(\S.*)$")
 
 
@@ -71,7 +73,7 @@ def lines(text: str) -> list[str]:
 def words(text: str) -> list[str]:
     """Words without the punctuation around them; `well-known` and `3.5` are one word each."""
     tokens = re.split(r"[\s—–/]+", clean(text))
-    return [stripped for token in tokens if (stripped := re.sub(r"^\W+|\W+$", "", token))]
+    return [found.group() for token in tokens if (found := _WORD.search(token))]
 
 
 def sentences(text: str) -> list[str]:
@@ -101,7 +103,7 @@ def items(text: str) -> list[str]:
     if "\n" in line:
         return []
     head, _, tail = line.rpartition(",")
-    *firsts, last = [*head.split(","), *re.split(r"\s+and\s+", tail)] if head else [line]
+    *firsts, last = [*head.split(","), *re.sub(r"\s+", " ", tail).split(" and ")] if head else [line]
     parts = [*firsts, last]
     return [re.sub(r"^and\s+", "", folded(part)).strip(_WRAPPERS) for part in parts if part.strip()]
 

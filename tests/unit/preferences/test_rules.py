@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from daemon.config.checks import parse_check
+from daemon.preferences import json_answer
 from daemon.preferences import text as cut
 from daemon.preferences.patterns import Patterns, PatternTimeoutError
 from daemon.preferences.rules import Tools, judge_text
@@ -69,6 +70,11 @@ CASES: list[tuple[dict[str, Any], list[str], list[str]]] = [
         ["[0, 0, 0, 0, 0]", "[1, 2.5]"],
         ["[6, 1]", "[1]", "[1e999, 1]"],
     ),
+    (
+        {"check": "json_schema", "schema": {"uniqueItems": True}},
+        ['[1, true, "1", [1], [true], {"a": 1}, {"a": 2}]', "[]"],
+        ["[1, 2, 1.0]", '[{"a": 1, "b": 2}, {"b": 2, "a": 1}]', "[[0], [0]]"],
+    ),
     ({"check": "json_schema", "schema": {"type": "string", "pattern": "^a+$"}}, ['"aa"'], ['"ab"', "1"]),
     (
         {
@@ -122,6 +128,7 @@ def test_a_check_separates_right_from_wrong(check: dict[str, Any], holds: list[s
         ("", "stop", "empty"),
         (" \n. ", "stop", "empty"),
         ("a fine answer", "length", "cut off"),
+        ("no no no no", "length", "cut off"),
         ("the owl is here and the owl is here and the owl is here", "stop", "repeats"),
         ("no no no no", "stop", "repeats"),
     ],
@@ -225,6 +232,57 @@ def test_a_catastrophic_pattern_is_not_judged() -> None:
     assert verdict.reason.startswith("skipped: not_matches: the pattern /")
     assert CATASTROPHIC in verdict.reason
     assert judge_text([pattern, {"check": "uppercase"}], ENDLESS_TEXT).passed is False
+
+
+DOUBLING = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)}
+"""Twice the work with each of 40 references."""
+
+
+@pytest.mark.parametrize(
+    ("schema", "part"),
+    [
+        ({"$ref": "#/$defs/a0", "$defs": {**DOUBLING, "a40": {}}}, "longer than the time limit"),
+        ({"$ref": "#"}, "refers to itself without end"),
+        ({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}, "refers to itself without end"),
+        ({"properties": {"price": {"multipleOf": 10**400}}}, "breaks on this answer: OverflowError"),
+    ],
+)
+def test_a_schema_that_cannot_be_worked_through_is_not_judged(
+    schema: dict[str, Any], part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an end, or beyond what numbers can hold, the answer is neither right nor wrong."""
+    monkeypatch.setattr(json_answer, "TIME_LIMIT_S", 0.2)
+    verdict = judge_text([{"check": "json_schema", "schema": schema}], '{"price": 1.5}')
+    assert verdict.passed is None
+    assert part in verdict.reason
+
+
+def test_the_time_limit_of_patterns_holds_under_a_named_draft() -> None:
+    """A schema that says which draft it is has its patterns timed like any other, behind a reference too."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "properties": {"inner": {"$ref": "#"}, "x": {"pattern": CATASTROPHIC}},
+    }
+    verdict = judge_text([{"check": "json_schema", "schema": schema}], f'{{"inner": {{"x": "{ENDLESS_TEXT}"}}}}')
+    assert verdict.passed is None
+    assert "longer than the time limit" in verdict.reason
+
+
+def test_an_integer_beyond_floats_is_not_json() -> None:
+    """Schemas reckon in floats: 311 digits would break them, so such an answer is wrong."""
+    schema = {"properties": {"price": {"multipleOf": 0.01}}}
+    verdict = judge_text([{"check": "json_schema", "schema": schema}], '{"price": 1' + "0" * 310 + "}")
+    assert verdict.passed is False
+    assert "too large a number" in verdict.reason
+
+
+def test_a_long_answer_is_cut_in_the_time_of_its_length() -> None:
+    """A hundred thousand marks, spaces or letters where a pattern could give back: each is done, and rightly."""
+    long = 100_000
+    assert cut.words("a" + "-" * long + "b") == ["a" + "-" * long + "b"]
+    assert cut.words("." * long + "a" + "." * long) == ["a"]
+    assert cut.code("```" + " " * long + "a" * long) == "```" + " " * long + "a" * long
+    assert cut.items("a, b" + " " * long + "an") == ["a", "b an"]
 
 
 @pytest.mark.parametrize(

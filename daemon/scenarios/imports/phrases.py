@@ -23,12 +23,13 @@ _TOO = (
 
 _NO = re.compile(
     _FILLER
-    + r"(?:no|nope|nah)\b[\s,.!:;-]+(?!(?:"
+    + r"(?:no|nope|nah)\b(?! (?:one|more)\b)[\s,.!:;-]+(?!(?:"
     + "|".join(
         (
-            r"thanks?|thank|problem|worries|need|idea|doubt|way|matter|wonder|one|more",
+            r"thanks?|thank|problem|worries|need|idea|doubt|way|matter|wonder",
             r"fine|ok|okay|good|great|nothing (?:more|else)|not (?:now|yet|today)",
             rf"(?:that|this|it|you)(?:'s|'re| is| are) (?:absolutely |quite |totally )?{_FINE}",
+            rf"(?:that|this|it)(?: one)? (?:was|is|looks|sounds) (?:absolutely |quite |totally )?{_FINE}",
             r"(?:i'?m|i am) (?:good|fine|done|ok|okay)",
         )
     )
@@ -40,6 +41,7 @@ _NO = re.compile(
 _PHRASES = (
     rf"(?:that|this|it|you|your answer|the answer)(?:'s|'re| is| are| was) (?:\w+ly |still |just |also |all )?{_WRONG}",
     r"(?:that|this|it) (?:isn't|wasn't) (?:right|correct|true|quite|what|how|it\b)",
+    r"(?:that|this|it) can(?:'t|not) be (?:right|correct|true)",
     r"(?:still |completely )?(?:wrong|incorrect)\b(?! (?:number|place|turn|way|side|time)\b)",
     r"not (?:quite|what i|right|correct|true|exactly|how i)\b",
     rf"(?:actually|in fact),? (?:it|that)(?:'s| is| was| should) (?!{_FINE})",
@@ -68,9 +70,12 @@ _SHOULD = re.compile(
 )
 _QUESTION = re.compile(r"[^.!\n]*\?")
 
-_REST_OF_SENTENCE = r"\b[^\n]*?(?:[.!](?=\s|$)|\n|$)"
+# An apology ends with its sentence, or where the answer begins in the same one: "You're right, it is Oslo."
+_REST_OF_SENTENCE = (
+    r"\b[^\n]*?(?:[.!](?=\s|$)|\n|$|[,:—](?= )(?! (?:and|but|for|about|i|my|that|which|you|sorry|thank|thanks)\b))"
+)
+_OPENERS = r"(?:oh|ah|yes|oops|good catch|of course|certainly|sure|understood|got it)\b[\s,.!:;—-]+"
 _APOLOGIES = (
-    r"(?:oh|ah|yes|oops|good catch|of course|certainly|sure|understood|got it)\b[\s,.!:;—-]+",
     r"(?:you're|you are|that's) (?:\w+ly |quite )?(?:right|correct)" + _REST_OF_SENTENCE,
     r"(?:my |i )?(?:sincere )?(?:apology|apologies|apologi[sz]e)" + _REST_OF_SENTENCE,
     r"my (?:mistake|bad)" + _REST_OF_SENTENCE,
@@ -78,7 +83,8 @@ _APOLOGIES = (
     r"thank(?:s| you) for (?:the correction|correcting|pointing|clarifying|the clarification)" + _REST_OF_SENTENCE,
     r"here(?:'s| is) (?:the|a|an|your) (?:corrected|revised|updated|fixed|improved|right|correct)\b[^.!:\n]*[.!:\n]",
 )
-_APOLOGY = re.compile(rf"(?:{'|'.join(_APOLOGIES)})\s*", re.IGNORECASE)
+_APOLOGY = re.compile(rf"(?:{_OPENERS}){{0,2}}(?:{'|'.join(_APOLOGIES)})\s*", re.IGNORECASE)
+_CONTINUED = re.compile(r"(?:it|that|this|the|there|they|we|he|she|an?)\b")
 _STILL_SORRY = re.compile(r"(?:\S+ ){0,3}?(?:sorry\b|apolog)", re.IGNORECASE)
 
 
@@ -100,7 +106,10 @@ def without_apology(text: str) -> str | None:
     while position < len(plain) and (found := _APOLOGY.match(plain, position)):
         position = found.end()
     rest = text[position:].strip()
-    return None if not rest or _STILL_SORRY.match(rest) else rest
+    if not rest or _STILL_SORRY.match(rest):
+        return None
+    cut_within = text[:position].rstrip()[-1:] in (",", ":", "—")
+    return rest[0].upper() + rest[1:] if cut_within and _CONTINUED.match(rest) else rest
 
 
 def _straight(text: str) -> str:

@@ -47,6 +47,18 @@ def test_check_names_every_problem_of_every_file(tmp_path: Path) -> None:
     assert error.value.exit_code == 78
 
 
+def test_check_finds_targets_that_fail_their_own_rule(tmp_path: Path) -> None:
+    """Template, target and the check that fails are named."""
+    call("init", "mine.yaml")
+    text = (tmp_path / "mine.yaml").read_text()
+    targets = 'targets: ["Hello, {name}!", "Hi {name}!", "Welcome, {name}.", "Hey, {name}!"]'
+    assert targets in text
+    (tmp_path / "mine.yaml").write_text(text.replace(targets, 'targets: ["Go away!"]'))
+    said = r"mine\.yaml: template 'greet_short': target 'Go away!' fails its own rule: contains_all"
+    with pytest.raises(PackError, match=said):
+        call("check", "mine.yaml")
+
+
 def test_check_reads_the_configured_packs(tmp_path: Path) -> None:
     """Without names it checks what the daemon would load."""
     call("init", "mine.yaml")

@@ -36,7 +36,7 @@ def _expand(pack: Pack, template: Template, count: int) -> list[Scenario]:
 
 
 def _tests(scenario: Scenario) -> str | None:
-    return next((check["tests"] for check in scenario.rule if check["check"] == "code_tests"), None)
+    return next((check["tests"] for check in scenario.rule if check.get("check") == "code_tests"), None)
 
 
 def _hold(cases: list[tuple[str, str]]) -> list[bool]:

@@ -210,8 +210,8 @@ def _wrong_targets(name: str, pack: Any) -> list[str]:
             verdict = judge_text(scenario.rule, scenario.target or "")
             if scenario.rule and verdict.passed is False:
                 found.append(
-                    f"{name}: template {template.id!r}: target {scenario.target!r} fails its own rule: {verdict.reason}; "
-                    "put one of the two right (such a target is never trained)"
+                    f"{name}: template {template.id!r}: target {scenario.target!r} fails its own rule: "
+                    f"{verdict.reason}; put one of the two right (such a target is never trained)"
                 )
                 break
     return found

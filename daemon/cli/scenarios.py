@@ -13,6 +13,7 @@ from daemon.cli import sources
 from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load
 from daemon.cli.output import echo, print_json, print_table
 from daemon.domain.errors import PackError, PermissionDeniedError, UsageError
+from daemon.domain.records import Scenario
 
 _TRIALS = 12
 """Expansions of each template whose target `check` judges."""
@@ -102,31 +103,15 @@ def preview(
     if not chosen:
         raise UsageError(f"{pack} has no template {template!r}; it has {', '.join(t.id for t in loaded.templates)}")
     tools = Tools(sandbox=Sandbox.find(timeout_s=5.0, memory_mib=256))
-    shown: list[dict[str, Any]] = []
+    shown = []
     for found in chosen:
         rng = generator("preview", seed, loaded.name, found.id)
         for _ in range(count):
             scenario = loaded.expand(found, rng)
-            verdicts = {
-                text: judge_text(scenario.rule, text, tools=tools) for text in answer or [scenario.target or ""]
-            }
-            shown.append(
-                {
-                    "template": found.id,
-                    "side": scenario.side.value,
-                    "family": scenario.family,
-                    "held_out": found.held_out,
-                    "constraints": scenario.num_constraints,
-                    "messages": [{"role": m.role, "content": m.content} for m in scenario.messages],
-                    "guidance": scenario.guidance,
-                    "target": scenario.target,
-                    "rule": list(scenario.rule),
-                    "answers": [
-                        {"answer": text, "passed": verdict.passed, "reason": verdict.reason}
-                        for text, verdict in verdicts.items()
-                    ],
-                }
-            )
+            texts = answer or [scenario.target or ""]
+            verdicts = [(text, judge_text(scenario.rule, text, tools=tools)) for text in texts]
+            judged = [{"answer": text, "passed": said.passed, "reason": said.reason} for text, said in verdicts]
+            shown.append({**_expansion(scenario), "held_out": found.held_out, "answers": judged})
     if as_json:
         print_json(shown)
         return
@@ -163,22 +148,8 @@ def stats(
     listed = [{"pack": p, "side": s, "family": f, **row} for (p, s, f), row in sorted(rows.items())]
     if as_json:
         print_json(listed)
-        return
-    print_table(
-        ["pack", "side", "family", "templates", "held out", "constraints", "distinct scenarios"],
-        (
-            [r["pack"], r["side"], r["family"], r["templates"], r["held_out"], r["constraints"], _number(r)]
-            for r in listed
-        ),
-    )
-    total = sum(row["distinct"] for row in listed)
-    by_side = {
-        side: sum(r["distinct"] for r in listed if r["side"] == side) for side in sorted({r["side"] for r in listed})
-    }
-    echo(
-        f"{len(listed)} families, {total:,} distinct scenarios to train on: "
-        + ", ".join(f"{n:,} {s}" for s, n in by_side.items())
-    )
+    else:
+        _print_counts(listed)
 
 
 def _configured(config: Path | None, set_: list[str] | None, state_dir: Path | None, run: str | None) -> list[str]:
@@ -215,6 +186,30 @@ def _wrong_targets(name: str, pack: Any) -> list[str]:
                 )
                 break
     return found
+
+
+def _expansion(scenario: Scenario) -> dict[str, Any]:
+    """What a pack's author wants to see of an expansion."""
+    return {
+        "template": scenario.template,
+        "side": scenario.side.value,
+        "family": scenario.family,
+        "constraints": scenario.num_constraints,
+        "messages": [{"role": message.role, "content": message.content} for message in scenario.messages],
+        "guidance": scenario.guidance,
+        "target": scenario.target,
+        "rule": list(scenario.rule),
+    }
+
+
+def _print_counts(rows: list[dict[str, Any]]) -> None:
+    keys = ("pack", "side", "family", "templates", "held_out", "constraints")
+    columns = [key.replace("_", " ") for key in keys]
+    print_table([*columns, "distinct scenarios"], ([*(row[key] for key in keys), _number(row)] for row in rows))
+    sides = sorted({row["side"] for row in rows})
+    by_side = {side: sum(row["distinct"] for row in rows if row["side"] == side) for side in sides}
+    counted = ", ".join(f"{number:,} {side}" for side, number in by_side.items())
+    echo(f"{len(rows)} families, {sum(by_side.values()):,} distinct scenarios to train on: {counted}")
 
 
 def _number(row: dict[str, Any]) -> str:

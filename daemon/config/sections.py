@@ -126,7 +126,7 @@ class PreferencesConfig(Section):
     """Where the chosen side comes from, first that has one."""
     judge_without_rule: Literal["contrast", "model", "none"] = "contrast"
     """Who judges answers to scenarios that have a guidance and no rule. `contrast`: how much more likely the guidance
-    makes the answer; `model`: a rubric, answered yes or no; `none`: nobody, and such scenarios give no pairs."""
+    makes the answer; `model`: a rubric, answered yes or no; `none`: nobody, and no conversations are drawn."""
     contrast_margin: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
     """`contrast`: an answer passes above this and fails below minus this, nats per token; between, it is not judged."""
     judge_url: str = ""

@@ -8,6 +8,7 @@ from functools import partial
 from random import Random
 from typing import Any, Protocol
 
+from daemon.config.checks import parse_rule
 from daemon.config.sections import ScenariosConfig
 from daemon.domain.errors import DreamdError, PackError
 from daemon.domain.records import Draw, ImportedSource, Refusal, Scenario, SourceRead, WriteRequest
@@ -137,8 +138,19 @@ class MixtureSource:
         """The first `count` held-out scenarios of a side: the same for every run, spread over templates, distinct.
 
         Fewer when the packs have no more; a larger `count` begins with those of a smaller one.
+
+        Raises:
+            PackError: a rule cannot be judged by, with the values drawn.
         """
-        return self._held_out.get(side, ())[:count]
+        items = self._held_out.get(side, ())[:count]
+        for item in items:
+            try:
+                parse_rule(item.rule)
+            except ValueError as error:
+                raise PackError(
+                    f"pack {item.pack!r}, template {item.template!r}: an impossible rule: {error}"
+                ) from None
+        return items
 
     def all_held_out(self) -> tuple[Scenario, ...]:
         """Everything `held_out` can return: these must never be trained, nor anything nearly the same."""
@@ -268,7 +280,7 @@ def _require_different_names(packs: Sequence[Pack]) -> None:
 
 def _entries(packs: Sequence[Pack], side: Side, *, held_out: bool) -> list[Entry]:
     return [
-        Entry(pack.name, template.family, template.id, partial(pack.expand, template))
+        Entry(pack.name, template.family, template.id, partial(pack.expand, template, checked=not held_out))
         for pack in packs
         for template in pack.templates
         if template.side == side and template.held_out is held_out

@@ -22,8 +22,12 @@ Fields = frozenset[str] | None
 """The fields of a record slot; None for text and numbers."""
 
 
-def cross_check(pack: PackFile, document: Document) -> list[Problem]:
-    """Every problem between the parts of a pack that is valid by its schema."""
+def cross_check(pack: PackFile, document: Document, *, try_out: bool) -> list[Problem]:
+    """Every problem between the parts of a pack that is valid by its schema.
+
+    Args:
+        try_out: also expand every template a few times and parse the rules that come out.
+    """
     problems = []
     for name, values in pack.lists.items():
         if _fields(values) is False:
@@ -40,7 +44,7 @@ def cross_check(pack: PackFile, document: Document) -> list[Problem]:
     if problems:
         return problems
     for index, template in enumerate(pack.templates):
-        problems += _Inspector(pack, document, template, ("templates", index)).problems()
+        problems += _Inspector(pack, document, template, ("templates", index)).problems(try_out)
     return problems
 
 
@@ -57,7 +61,7 @@ class _Inspector:
         self._pack, self._document, self._template, self._at = pack, document, template, at
         self._found: list[Problem] = []
 
-    def problems(self) -> list[Problem]:
+    def problems(self, try_out: bool) -> list[Problem]:
         known = self._slots()
         template = self._template
         for index, (_, text) in enumerate(template.texts):
@@ -68,7 +72,7 @@ class _Inspector:
             self._names(target, known, ("targets", index))
         for index, check in enumerate(template.rule):
             self._names(check, {**known, "prompt": None, "lists": frozenset(self._pack.lists)}, ("rule", index))
-        if not self._found:
+        if try_out and not self._found:
             self._try_out()
         return self._found
 

@@ -117,7 +117,9 @@ def test_a_plan_is_recorded_whole(ledger: SqlLedger, engine: Engine) -> None:
     kept = Refusal(Source.DREAM, "dream", RefusalReason.SENSELESS, "no question in it", "cycle 1", "x" * 400)
     secret = Refusal(Source.CONVERSATION, "log", RefusalReason.SECRET, "an AWS key", "log.jsonl:9", "AKIA...")
     cycle = ledger.open_cycle(head=ledger.head(), run_seed=7, config={})
-    ledger.record_plan(cycle, Draw((scenario,), (kept, secret), (), (("source_dry", {"source": "log"}),)))
+    ledger.record_plan(
+        cycle, Draw((scenario,), (kept, secret), (), (("source_dry", {"source": "log"}), ("dreamed", {"used": 1})))
+    )
     shown = queries.show_cycle(engine, "test", 1)
     assert [(found["reason"], found["detail"], found["text"]) for found in shown["refusals"]] == [
         ("senseless", "no question in it", "x" * 300),

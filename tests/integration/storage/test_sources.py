@@ -126,7 +126,8 @@ def test_a_plan_is_recorded_whole(ledger: SqlLedger, engine: Engine) -> None:
         ("secret", "an AWS key", ""),
     ]
     assert [(event["name"], event["level"], event["payload"]) for event in shown["events"]] == [
-        ("source_dry", "info", {"source": "log"})
+        ("source_dry", "warning", {"source": "log"}),
+        ("dreamed", "info", {"used": 1}),
     ]
     (stored,) = shown["scenarios"]
     names = ("source", "num_constraints", "provenance", "evidence")

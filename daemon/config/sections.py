@@ -123,7 +123,7 @@ class PreferencesConfig(Section):
         ChosenSource.GUIDED,
         ChosenSource.TARGET,
     )
-    """Where the chosen side comes from, first that has one."""
+    """Where the chosen side comes from, first that has one; of a conversation the correction comes first."""
     judge_without_rule: Literal["contrast", "model", "none"] = "contrast"
     """Who judges answers to scenarios that have a guidance and no rule. `contrast`: how much more likely the guidance
     makes the answer; `model`: a rubric, answered yes or no; `none`: nobody, and no conversations are drawn."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from daemon.domain.errors import DreamdError, OffPolicyError
 from daemon.domain.hashing import example_hash, normalised
 from daemon.domain.records import Completion, Example, Judgement, Scenario
-from daemon.domain.states import ChosenSource, CompletionKind, ExampleKind, Side
+from daemon.domain.states import ChosenSource, CompletionKind, ExampleKind, Side, Source
 from daemon.ports import Encoder, ProgressCallback
 from daemon.preferences.judging import Judges
 
@@ -110,7 +110,10 @@ class JudgedPreferences:
         self, scenario: Scenario, completions: Sequence[Completion], judged: dict[int, Judgement]
     ) -> _Chosen | None:
         """The chosen side from the first source of the configured order that has one."""
-        for source in self._chosen_order:
+        order = self._chosen_order
+        if scenario.source is Source.CONVERSATION:  # what a person said is right comes before what a judge believes
+            order = (ChosenSource.TARGET, *(source for source in order if source is not ChosenSource.TARGET))
+        for source in order:
             if source is ChosenSource.TARGET:
                 chosen = self._target(scenario)
             else:

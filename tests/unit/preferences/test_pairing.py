@@ -68,6 +68,13 @@ def pair(one: Scenario, answers: list[Completion], order: tuple[ChosenSource, ..
     return preferences.pair([one], answers, preferences.judge([one], answers))
 
 
+def test_a_correction_is_chosen_before_what_passed() -> None:
+    """Of a conversation the corrected answer is trained, whatever else a judge lets pass."""
+    corrected = replace(scenario(), source=Source.CONVERSATION)
+    (example,) = pair(corrected, [answer(0, "no"), answer(1, "yes indeed"), answer(2, "yes guided", guided=True)])
+    assert (example.chosen_source, example.chosen_text) == (ChosenSource.TARGET, "yes target")
+
+
 def test_a_target_that_fails_its_own_rule_is_never_chosen() -> None:
     """A pack whose target and rule contradict each other gives no example rather than a wrong one."""
     assert pair(scenario(target="no target"), [answer(0, "no")]) == ()

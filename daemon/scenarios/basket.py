@@ -39,10 +39,7 @@ class Basket:
         problem = self._misfit(scenario)
         if problem is not None:
             return _refusal(scenario, RefusalReason.TOO_LONG, problem)
-        refusal = self._catalogue.refuse([scenario]).get(scenario.content_hash) or self._like_another(scenario)
-        if refusal is None:
-            self._add(scenario)
-        return refusal
+        return self._catalogue.refuse([scenario]).get(scenario.content_hash) or self._add(scenario)
 
     def take_first(self, candidates: Sequence[Scenario]) -> bool:
         """Take the first fresh one of a template's expansions; whether there was one.
@@ -51,9 +48,8 @@ class Basket:
         """
         refused = self._catalogue.refuse(candidates)
         for candidate in candidates:
-            refusal = refused.get(candidate.content_hash) or self._like_another(candidate)
+            refusal = refused.get(candidate.content_hash) or self._add(candidate)
             if refusal is None:
-                self._add(candidate)
                 return True
             if refusal.reason is RefusalReason.NEAR_DUPLICATE and self._num_recorded < _MAX_RECORDED:
                 self._num_recorded += 1
@@ -64,20 +60,19 @@ class Basket:
         """Keep refusals for the run database."""
         self._refusals += refusals
 
-    def _add(self, scenario: Scenario) -> None:
-        self.scenarios.append(scenario)
-        self._hashes.add(scenario.content_hash)
-        self._shingles.append(scenario_shingles(scenario))
-
-    def _like_another(self, scenario: Scenario) -> Refusal | None:
+    def _add(self, scenario: Scenario) -> Refusal | None:
+        """Put a scenario in, unless it is nearly the same as one that is there."""
         if scenario.content_hash in self._hashes:
             return _refusal(scenario, RefusalReason.REPEATED, "in this cycle already, or held out")
         own = scenario_shingles(scenario)
         nearest = max((jaccard(own, other) for other in self._shingles), default=0.0)
-        if nearest < NEAR_DUPLICATE:
-            return None
-        detail = f"{nearest:.2f} like another scenario of this cycle"
-        return _refusal(scenario, RefusalReason.NEAR_DUPLICATE, detail)
+        if nearest >= NEAR_DUPLICATE:
+            detail = f"{nearest:.2f} like another scenario of this cycle"
+            return _refusal(scenario, RefusalReason.NEAR_DUPLICATE, detail)
+        self.scenarios.append(scenario)
+        self._hashes.add(scenario.content_hash)
+        self._shingles.append(own)
+        return None
 
 
 def _refusal(scenario: Scenario, reason: RefusalReason, detail: str) -> Refusal:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
+from pack_checks import num_unlike
 
 from daemon.domain.hashing import scenario_hash
-from daemon.domain.novelty import NEAR_DUPLICATE, jaccard, scenario_shingles
 from daemon.domain.records import Message, Scenario
 from daemon.domain.states import Side
 from daemon.preferences.rules import judge_text
@@ -83,7 +83,10 @@ def test_the_space_of_scenarios_is_large(expansions: dict[str, list[Scenario]]) 
 
 def test_no_template_runs_dry_of_new_prompts() -> None:
     """Of 400 expansions of any trainable template, 100 or more are no near-duplicate of one before."""
-    assert {t.id: found for t in TRAINABLE if (found := _num_unlike(t, wanted=100, draws=400)) < 100} == {}
+    unlike = {
+        t.id: num_unlike((PACK.expand(t, generator("near", t.id, seed)) for seed in range(400)), 100) for t in TRAINABLE
+    }
+    assert {name: found for name, found in unlike.items() if found < 100} == {}
 
 
 def test_templates_do_not_collide(expansions: dict[str, list[Scenario]]) -> None:
@@ -191,19 +194,3 @@ def test_guidance_is_appended_to_the_last_user_message(pack: Pack) -> None:
     assert guided[-1] == Message("user", f"{scenario.messages[-1].content}\n\n{scenario.guidance}")
     plain = Scenario("h", Side.GENERAL, "f", "p", "t", (Message("user", "x"),))
     assert plain.guided_messages() == plain.messages
-
-
-def _num_unlike(template: Template, wanted: int, draws: int) -> int:
-    """How many of `draws` expansions are kept when near-duplicates of kept ones are refused; stops at `wanted`."""
-    kept: list[frozenset[int]] = []
-    holders: dict[int, list[int]] = defaultdict(list)
-    for seed in range(draws):
-        found = scenario_shingles(PACK.expand(template, generator("near", template.id, seed)))
-        near = {place for shingle in found for place in holders.get(shingle, ())}
-        if all(jaccard(found, kept[place]) < NEAR_DUPLICATE for place in near):
-            for shingle in found:
-                holders[shingle].append(len(kept))
-            kept.append(found)
-        if len(kept) == wanted:
-            break
-    return len(kept)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import pytest
+from pack_checks import check_target, num_unlike, shared_prompts
 
-from daemon.domain.novelty import NEAR_DUPLICATE, jaccard, scenario_shingles
 from daemon.domain.states import Side
 from daemon.preferences.rules import judge_text
-from daemon.preferences.text import contains, words
+from daemon.preferences.text import contains
 from daemon.scenarios.draw import generator
 from daemon.scenarios.pack import load_builtin
 from daemon.scenarios.schema import Template
@@ -33,13 +31,7 @@ def test_targets_pass_their_own_rule(template: Template) -> None:
     assert len(template.targets) >= 4
     for seed in range(20):
         scenario = PACK.expand(template, generator("target", template.id, seed))
-        assert scenario.target is not None
-        verdict = judge_text(scenario.rule, scenario.target)
-        assert verdict.passed, (scenario.messages[-1].content, scenario.target, verdict.reason)
-        assert len(words(scenario.target)) < 40
-        prompt = " ".join(message.content for message in scenario.messages)
-        assert len(words(prompt)) < 90
-        assert "{" not in scenario.target + prompt + (scenario.guidance or "")
+        check_target(scenario)
 
 
 @pytest.mark.parametrize("template", PACK.templates, ids=lambda t: t.id)
@@ -111,16 +103,10 @@ def test_flaws_are_usable() -> None:
 
 def test_few_expansions_are_near_duplicates() -> None:
     """Of 200 expansions of each template 60 or more differ by the ledger's own measure."""
-    kept: dict[str, int] = {}
-    for template in PACK.templates:
-        found: list[frozenset[int]] = []
-        for seed in range(200):
-            made = scenario_shingles(PACK.expand(template, generator("novel", template.id, seed)))
-            if all(jaccard(made, other) < NEAR_DUPLICATE for other in found):
-                found.append(made)
-            if len(found) == 60:
-                break
-        kept[template.id] = len(found)
+    kept = {
+        template.id: num_unlike((PACK.expand(template, generator("novel", template.id, n)) for n in range(200)), 60)
+        for template in PACK.templates
+    }
     assert {name: count for name, count in kept.items() if count < 60} == {}
 
 
@@ -135,8 +121,5 @@ def test_the_space_of_prompts_is_large() -> None:
 
 def test_templates_do_not_collide() -> None:
     """No prompt comes from two templates: each template asks in its own words."""
-    owners: dict[str, set[str]] = defaultdict(set)
-    for template in PACK.templates:
-        for seed in range(40):
-            owners[PACK.expand(template, generator("own", template.id, seed)).content_hash].add(template.id)
-    assert [found for found in owners.values() if len(found) > 1] == []
+    drawn = ((t.id, PACK.expand(t, generator("own", t.id, seed))) for t in PACK.templates for seed in range(40))
+    assert shared_prompts(drawn) == []

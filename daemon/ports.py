@@ -4,35 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from daemon.domain.diversity import Diversity
+from daemon.domain.probing import (
+    ProbeBudget,
+    ProbeRequest,
+    ProbeResult,
+    ProbeRun,
+    Reading,
+    Span,
+    SteeringReading,
+)
 from daemon.domain.records import (
+    Adjustments,
     Batch,
     Checkpoint,
     Completion,
     Cycle,
     Draw,
     EngineCheck,
-    Evidence,
     Example,
     Generation,
     GenerationRequest,
-    History,
     ImportedSource,
     Judgement,
     Message,
     PolicyDigests,
-    ProbeResult,
     Refusal,
-    Rollback,
     Scenario,
     StepReport,
-    Verdict,
     WriteRequest,
 )
 from daemon.domain.states import Outcome, RollbackTarget
+from daemon.domain.verdicts import (
+    Breaker,
+    CycleRecord,
+    Evidence,
+    GovernorDecision,
+    History,
+    Rollback,
+    Suspicion,
+    Verdict,
+)
 
 Weights = Mapping[str, Any]
 """Parameter name -> tensor. `Any`, because ports import no torch."""
@@ -77,6 +93,13 @@ class Engine(Protocol):
             EngineError: the engine failed.
         """
 
+    def forget(self) -> None:
+        """Forget every cached prefix: the next answers are computed as if these were the first.
+
+        Raises:
+            EngineError: a request is still running.
+        """
+
     def sync(self, weights: Weights, version: str) -> None:
         """Hold `weights` from now on and forget every cached prefix.
 
@@ -110,7 +133,7 @@ class Policy(Protocol):
     def logprob_tolerance(self) -> float:
         """Largest mean |log p| difference from the engine that its own precision explains, nats."""
 
-    def reference(self, cycle_number: int) -> RollbackTarget | None:
+    def reference(self, cycle_number: int, adjustments: Adjustments) -> RollbackTarget | None:
         """The anchor (A0 or A1) whose log-probabilities a cycle's objective compares with; `step` needs it then."""
 
     def step(self, batch: Batch) -> StepReport:
@@ -139,6 +162,30 @@ class Policy(Protocol):
 
     def digests(self) -> PolicyDigests:
         """Digests of the live weights and optimizer."""
+
+
+class Inspector(Protocol):
+    """Looks inside the live policy, one item at a time: the same weights give the same bits every time."""
+
+    def kl(self, anchor: Checkpoint, items: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Reading:
+        """KL(anchor || policy) in nats, mean over the positions that predict the response, per (prompt, response).
+
+        Raises:
+            CheckpointError: the anchor does not verify; the live policy is unchanged.
+        """
+
+    def attention_mass(self, items: Sequence[Span]) -> Reading:
+        """Share of the answer tokens' attention that falls on the direction: mean over heads and full-attention layers.
+
+        0 to 1 per item. Layers without full attention are left out, and said in `skipped`.
+        """
+
+    def steering(self, anchor: Checkpoint, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> SteeringReading:
+        """Differences of the middle layer's activations at the last token of each pair (one sequence minus the other).
+
+        Raises:
+            CheckpointError: the anchor does not verify; the live policy is unchanged.
+        """
 
 
 class CheckpointStore(Protocol):
@@ -202,6 +249,9 @@ class Catalogue(Protocol):
     def sources(self) -> tuple[ImportedSource, ...]:
         """The approved imported sources, by name."""
 
+    def resting(self, cycle_number: int) -> Mapping[tuple[str, str], int]:
+        """(pack, family) -> rollbacks that its examples were in, for those that rest in that cycle."""
+
 
 Write = Callable[[Sequence[WriteRequest], int], Sequence[str]]
 """The live policy writes one text for each request, given a seed."""
@@ -214,7 +264,15 @@ Misfit = Callable[[Scenario], str | None]
 class ScenarioSource(Protocol):
     """Draws fresh scenarios."""
 
-    def sample(self, cycle_number: int, seed: int, catalogue: Catalogue, write: Write, misfit: Misfit) -> Draw:
+    def sample(
+        self,
+        cycle_number: int,
+        seed: int,
+        catalogue: Catalogue,
+        write: Write,
+        misfit: Misfit,
+        adjustments: Adjustments,
+    ) -> Draw:
         """This cycle's scenarios; `catalogue` refuses none of them, and no two are nearly the same."""
 
 
@@ -256,14 +314,26 @@ class Preferences(Protocol):
 class Probes(Protocol):
     """Held-out measurements of the live policy."""
 
-    def measure_trainer(self, progress: ProgressCallback) -> tuple[ProbeResult, ...]:
-        """Everything the trainer's forward pass alone can tell: "nll" and "chosen_logp"."""
+    def plan(
+        self, cycle_number: int, budget: ProbeBudget, adjustments: Adjustments, *, eager: bool
+    ) -> tuple[ProbeRequest, ...]:
+        """What to measure of a cycle's candidate: always what the watchdog decides by, the rest as its turn comes.
 
-    def measure_engine(self, progress: ProgressCallback) -> tuple[ProbeResult, ...]:
-        """What needs generation: "accept" and "push_back"."""
+        Args:
+            eager: something looks worse: what is not decided by comes as often as it can.
+        """
 
-    def items(self) -> frozenset[tuple[str, str]]:
-        """(probe, item) of everything that the two measure."""
+    def anchor_plan(self, num_items: int | None) -> tuple[ProbeRequest, ...]:
+        """What every anchor needs: all fixed items, and of each rotating pool its first `num_items` (None: few)."""
+
+    def fixed_items(self) -> frozenset[tuple[str, str]]:
+        """(probe, item) of everything that is compared item by item."""
+
+    def needs_engine(self, probe: str) -> bool:
+        """Whether it is measured on generated answers; the others need the trainer alone."""
+
+    def measure(self, requests: Sequence[ProbeRequest], progress: ProgressCallback) -> tuple[ProbeRun, ...]:
+        """Measure, in the order given; engine probes are measured on what the engine holds."""
 
     def check_engine(self) -> EngineCheck:
         """Compare the engine's log-probabilities of a few greedy tokens with the trainer's."""
@@ -275,8 +345,45 @@ class Judge(Protocol):
     def gate(self, history: History, evidence: Evidence) -> Verdict | None:
         """The hard gates that the trainer's probes can trip; a verdict only when one did."""
 
-    def judge(self, history: History, evidence: Evidence) -> Verdict:
-        """The verdict; `gate`'s where that gives one, so that a refused candidate needs no engine probes."""
+    def judge(self, history: History, evidence: Evidence) -> Verdict | Suspicion:
+        """The verdict; `gate`'s where that gives one, so that a refused candidate needs no engine probes.
+
+        A `Suspicion` when fresh samples are needed first; with these among the results, always a verdict.
+        """
+
+    def suspects(self, history: History) -> bool:
+        """Whether a detector is half-way to its threshold already: a reason to look more closely."""
+
+
+class Governor(Protocol):
+    """Changes settings, within bounds, for reasons that are recorded; a pure function of rows."""
+
+    def decide(
+        self, cycle_number: int, records: Sequence[CycleRecord], decisions: Sequence[GovernorDecision]
+    ) -> tuple[GovernorDecision, ...]:
+        """New decisions before cycle `cycle_number`.
+
+        Args:
+            records: the last 40 finished cycles, oldest first.
+            decisions: all that may still hold or that hysteresis needs, oldest first.
+        """
+
+    def adjustments(self, cycle_number: int, decisions: Sequence[GovernorDecision]) -> Adjustments:
+        """What the decisions that hold in a cycle, and are applied, add up to."""
+
+
+class BreakerPolicy(Protocol):
+    """When to stop training; a pure function of rows and the time."""
+
+    def next(self, breaker: Breaker, records: Sequence[CycleRecord], now: datetime) -> Breaker:
+        """The state now; `breaker` itself when nothing changed.
+
+        Args:
+            records: finished cycles after `breaker.since_cycle`, oldest first.
+        """
+
+    def adjust(self, breaker: Breaker, adjustments: Adjustments) -> Adjustments:
+        """`adjustments`, gentler in a trial cycle."""
 
 
 class Ledger(Protocol):
@@ -307,13 +414,46 @@ class Ledger(Protocol):
     def examples(self, cycle: Cycle) -> tuple[Example, ...]: ...
     def step_report(self, cycle: Cycle) -> StepReport: ...
     def probe_results(self, version: str) -> tuple[ProbeResult, ...]: ...
+    def probe_budget(self) -> ProbeBudget: ...
     def history(self, cycle: Cycle) -> History: ...
+    def resting(self, cycle_number: int) -> Mapping[tuple[str, str], int]:
+        """(pack, family) -> rollbacks that its examples were in, for those that rest in that cycle."""
+
+    def records(self, limit: int, after_cycle: int = 0) -> tuple[CycleRecord, ...]:
+        """The newest finished cycles after `after_cycle`, oldest first."""
+
+    def governor_decisions(self) -> tuple[GovernorDecision, ...]:
+        """The newest 200, oldest first."""
+
+    def breaker(self) -> Breaker:
+        """The newest state; CLOSED since cycle 0 when it never changed."""
+
+    def adjustments(self, cycle: Cycle) -> Adjustments:
+        """What governor and breaker changed for a cycle."""
+
     def pending_rollbacks(self) -> tuple[Rollback, ...]:
         """Rollbacks whose restored policy has not been verified yet, oldest first."""
 
     # writing
-    def open_cycle(self, *, head: Checkpoint, run_seed: int, config: Mapping[str, Any]) -> Cycle:
-        """The next cycle: number never reused, seed derived from run seed and number, planned, no scenarios yet."""
+    def open_cycle(
+        self,
+        *,
+        head: Checkpoint,
+        run_seed: int,
+        config: Mapping[str, Any],
+        adjustments: Adjustments = Adjustments(),  # noqa: B008 - frozen
+        decisions: Sequence[GovernorDecision] = (),
+    ) -> Cycle:
+        """The next cycle: number never reused, seed derived from run seed and number, planned, no scenarios yet.
+
+        The governor's new decisions are recorded with it; all of them are for this cycle on.
+        """
+
+    def next_cycle_number(self) -> int:
+        """What `open_cycle` will number the next cycle."""
+
+    def change_breaker(self, breaker: Breaker) -> None:
+        """A new state of the breaker."""
 
     def record_plan(self, cycle: Cycle, draw: Draw) -> Cycle:
         """The scenarios, what was refused, how far imported sources were read, and the events."""
@@ -340,8 +480,8 @@ class Ledger(Protocol):
     def record_published(self, cycle: Cycle, checkpoint: Checkpoint) -> Cycle:
         """-> PUBLISHED."""
 
-    def record_probes(self, version: str, results: Sequence[ProbeResult], cycle: Cycle | None) -> None:
-        """Probe results of a checkpoint; the state stays. Results already there are kept as they are."""
+    def record_probes(self, version: str, runs: Sequence[ProbeRun], cycle: Cycle | None) -> None:
+        """Probe runs of a checkpoint and their results; the state stays. Results already there are kept as they are."""
 
     def record_engine_check(self, check: EngineCheck, engine: str, cycle: Cycle | None) -> None: ...
     def probed(self, cycle: Cycle) -> Cycle:
@@ -351,7 +491,10 @@ class Ledger(Protocol):
         """The candidate becomes the head; outcome promoted."""
 
     def roll_back(self, cycle: Cycle, verdict: Verdict, target: Checkpoint) -> Rollback:
-        """The head becomes `target`, the candidate rejected; outcome rolled_back."""
+        """The head becomes `target`, the candidate rejected; outcome rolled_back. One transaction for all of it.
+
+        What the batch was made of is quarantined: its texts for good, its families for a number of cycles.
+        """
 
     def roll_back_head(self, target: Checkpoint, reason: str) -> Rollback:
         """An operator's rollback, between cycles."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from daemon.domain.diversity import Diversity, measure
 from daemon.domain.hashing import example_hash, scenario_hash
+from daemon.domain.probing import ProbeResult
 from daemon.domain.records import (
     Checkpoint,
     Completion,
@@ -17,10 +18,8 @@ from daemon.domain.records import (
     Example,
     Judgement,
     Message,
-    ProbeResult,
     Scenario,
     StepReport,
-    Verdict,
 )
 from daemon.domain.states import (
     CheckpointState,
@@ -32,6 +31,7 @@ from daemon.domain.states import (
     RollbackTarget,
     Side,
 )
+from daemon.domain.verdicts import Verdict
 from daemon.ports import Ledger
 
 BASE_VERSION = "base"

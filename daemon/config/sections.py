@@ -5,20 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from daemon.config.section import LearningRate, Section
+from daemon.config.watching import BreakerConfig, GovernorConfig, ProbesConfig, WatchdogConfig
 from daemon.domain.states import ChosenSource, Objective
 
-LearningRate = Annotated[float, Field(gt=0.0, le=10.0)]
 Schedule = Literal["constant", "cosine"]
 GradientScope = Literal["context_frozen", "full"]
 BuiltinPack = Literal["listening", "coding", "arithmetic", "reasoning", "writing", "honesty"]
-
-
-class Section(BaseModel):
-    """Frozen, and unknown keys are errors: a misspelt key must not run with its default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class RunConfig(Section):
@@ -342,40 +337,6 @@ class CheckpointsConfig(Section):
     """Newest checkpoints of the head's lineage whose files are kept, beside the base and the rollback anchors."""
 
 
-class ProbesConfig(Section):
-    """What is measured after every step."""
-
-    nll_documents: Annotated[int, Field(ge=8)] = 48
-    """Held-out documents of the shipped suite to measure, spread over its kinds; more than it has: all."""
-    behaviour_items: Annotated[int, Field(ge=4, le=400)] = 24
-    """Held-out prompts per side (accept, push back)."""
-    max_new_tokens: Annotated[int, Field(ge=8, le=1024)] = 64
-    """Longest greedy answer to a held-out prompt, tokens."""
-
-
-class WatchdogConfig(Section):
-    """When a candidate is refused."""
-
-    max_nll_rise: Annotated[float, Field(gt=0.0)] = 0.10
-    """Hard gate: held-out NLL above the parent's by more than this, nats per token."""
-    margin_baked: Annotated[float, Field(gt=0.0)] = 0.01
-    """Paired margin against the last baked checkpoint (A1), nats per token."""
-    margin_base: Annotated[float, Field(gt=0.0)] = 0.03
-    """Paired margin against the base (A0), nats per token."""
-    num_standard_errors: Annotated[float, Field(ge=0.0)] = 3.3
-    """Regressed when mean difference minus this many standard errors (over documents) exceeds the margin."""
-    max_update_norm_ratio: Annotated[float, Field(gt=1.0)] = 10.0
-    """Hard gate: update norm over learning rate, over its median in the last 20 promoted steps (from 5 on)."""
-    chosen_falling_cycles: Annotated[int, Field(ge=2)] = 5
-    """Hard gate: held-out chosen log-probability fell this many cycles in a row ..."""
-    chosen_falling_total: Annotated[float, Field(ge=0.0)] = 0.05
-    """... by this much in all, nats per token."""
-    max_degenerate_rise: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
-    """Hard gate: share of empty or looping held-out answers above the base's by more than this."""
-    baked_after: Annotated[int, Field(ge=1)] = 10
-    """Later promoted cycles after which a checkpoint counts as baked."""
-
-
 class ServiceConfig(Section):
     """The loop."""
 
@@ -403,5 +364,7 @@ class Config(Section):
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     probes: ProbesConfig = ProbesConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
+    breaker: BreakerConfig = BreakerConfig()
+    governor: GovernorConfig = GovernorConfig()
     service: ServiceConfig = ServiceConfig()
     logging: LoggingConfig = LoggingConfig()

@@ -9,8 +9,10 @@ from typing import Any
 from daemon.cycle.stages import Stages
 from daemon.domain.errors import RestoreError
 from daemon.domain.lineage import baked
-from daemon.domain.records import Checkpoint, Cycle, PolicyDigests, ProbeResult, Rollback, Verdict
+from daemon.domain.probing import ProbeResult
+from daemon.domain.records import Checkpoint, Cycle, PolicyDigests
 from daemon.domain.states import CheckpointState, Outcome, RollbackTarget
+from daemon.domain.verdicts import Rollback, Verdict
 
 
 def roll_back(stages: Stages, cycle: Cycle, verdict: Verdict) -> Outcome:

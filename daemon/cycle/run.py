@@ -17,8 +17,10 @@ from daemon.cycle.stages import Stages
 from daemon.domain.diversity import measure
 from daemon.domain.errors import DiskError, DreamdError, FencedError, NonFiniteError, StopRequested
 from daemon.domain.lineage import kept
-from daemon.domain.records import Checkpoint, Cycle, Evidence, History, ImportedSource, ProbeResult
+from daemon.domain.probing import ProbeResult
+from daemon.domain.records import Checkpoint, Cycle, ImportedSource
 from daemon.domain.states import CheckpointState, CycleState, ImportKind, Outcome
+from daemon.domain.verdicts import Evidence, History
 from daemon.ports import Catalogue
 
 _NOTHING_TO_LEARN = "nothing to learn: every answer passed, could not be judged, or gave no usable pair"

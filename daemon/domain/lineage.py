@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from daemon.domain.records import Checkpoint
+from daemon.domain.states import CheckpointState
+from daemon.domain.verdicts import Anchor
 
 
 def baked(lineage: Sequence[Checkpoint], baked_after: int) -> Checkpoint:
@@ -20,9 +22,29 @@ def baked(lineage: Sequence[Checkpoint], baked_after: int) -> Checkpoint:
     return lineage[depth_of_head - depth]
 
 
+def anchors(lineage: Sequence[Checkpoint], baked_after: int) -> tuple[Anchor, ...]:
+    """Every baked ancestor whose files are kept, newest first; the base is the last.
+
+    Args:
+        lineage: the head and its ancestors, head first, base last.
+    """
+    depth_of_head = len(lineage) - 1
+    newest = max(0, depth_of_head // baked_after - 1) * baked_after
+    found = [(depth, lineage[depth_of_head - depth]) for depth in range(newest, -1, -baked_after)]
+    return tuple(
+        Anchor(checkpoint.version, checkpoint.cycle_number or 0, depth)
+        for depth, checkpoint in found
+        if checkpoint.state is not CheckpointState.PRUNED
+    )
+
+
 def kept(lineage: Sequence[Checkpoint], baked_after: int, keep_last: int) -> frozenset[str]:
-    """Versions of a lineage whose files must stay: the newest ones, the base, A1 and the next A1."""
+    """Versions of a lineage whose files must stay: the newest ones, the base, and three anchors.
+
+    These are A1, the next A1, and the one before A1: a regression that began before A1 needs it.
+    """
     depth_of_head = len(lineage) - 1
     next_anchor = depth_of_head // baked_after * baked_after
-    anchors = (lineage[-1], baked(lineage, baked_after), lineage[depth_of_head - next_anchor])
-    return frozenset(checkpoint.version for checkpoint in (*lineage[:keep_last], *anchors))
+    depths = {max(0, next_anchor - back * baked_after) for back in range(3)}
+    ancestors = (lineage[-1], *(lineage[depth_of_head - depth] for depth in depths))
+    return frozenset(checkpoint.version for checkpoint in (*lineage[:keep_last], *ancestors))

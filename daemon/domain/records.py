@@ -11,13 +11,12 @@ from daemon.domain.states import (
     ChosenSource,
     CompletionKind,
     CycleState,
-    Decision,
     ExampleKind,
     ImportKind,
     ImportState,
+    Objective,
     Outcome,
     RefusalReason,
-    RollbackTarget,
     Side,
     Source,
 )
@@ -252,6 +251,26 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Adjustments:
+    """What governor and breaker change of one cycle's settings; all defaults: nothing."""
+
+    lr_factor: float = 1.0
+    """On the plan's learning rate."""
+    orpo_weight_factor: float = 1.0
+    """On `training.orpo_weight`."""
+    objective: Objective | None = None
+    """Instead of the plan's; it then has that objective's default learning rate."""
+    scenarios_factor: float = 1.0
+    """On `scenarios.per_cycle`."""
+    general_fraction: float | None = None
+    """Instead of `scenarios.general_fraction`, if larger."""
+    favour: str | None = None
+    """The pack from which half of the general scenarios come first."""
+    probe_factor: float = 1.0
+    """On `probes.budget`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What one step trains on: claimed examples of one policy version."""
 
@@ -261,6 +280,7 @@ class Batch:
     examples: tuple[Example, ...]
     reference: Checkpoint | None = None
     """The anchor whose log-probabilities dpo, ipo and dpop compare with; None for the others."""
+    adjustments: Adjustments = Adjustments()
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,21 +338,6 @@ class PolicyDigests:
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """One held-out item, measured on one checkpoint."""
-
-    probe: str
-    """"nll", "chosen_logp", "accept" or "push_back"."""
-    item: str
-    """Stable name of the held-out item."""
-    value: float | None
-    """The measurement; None when it was not a finite number."""
-    passed: bool | None = None
-    """For pass/fail probes."""
-    detail: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class EngineCheck:
     """Proof that the engine holds the trainer's weights."""
 
@@ -349,52 +354,3 @@ class EngineCheck:
     @property
     def passed(self) -> bool:
         return self.weights_match and self.mean_abs_diff <= self.tolerance
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What was measured about one candidate."""
-
-    step: StepReport
-    results: tuple[ProbeResult, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What the watchdog compares a candidate with. Result tuples are those of a whole checkpoint."""
-
-    parent: tuple[ProbeResult, ...]
-    baked: tuple[ProbeResult, ...]
-    """A1: the last baked checkpoint, or the base."""
-    base: tuple[ProbeResult, ...]
-    """A0: the pinned base."""
-    update_rms_over_lr: tuple[float, ...] = ()
-    """Of the earlier promoted steps, oldest first."""
-    chosen_logp: tuple[float, ...] = ()
-    """Mean held-out chosen log-probability of the head's ancestry, base first, parent last."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the watchdog decides, why, and the numbers it looked at."""
-
-    decision: Decision
-    reason: str
-    target: RollbackTarget | None = None
-    """Where to roll back to; None when promoting."""
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def regressed(self) -> bool:
-        return self.decision is Decision.ROLL_BACK
-
-
-@dataclass(frozen=True, slots=True)
-class Rollback:
-    """One row of `rollbacks`."""
-
-    id: int
-    cycle_number: int | None
-    from_version: str
-    to_version: str
-    verified: bool

@@ -180,3 +180,71 @@ class RollbackCause(StrEnum):
 
     WATCHDOG = "watchdog"
     OPERATOR = "operator"
+
+
+class ProbeReason(StrEnum):
+    """Why a probe was measured."""
+
+    CORE = "core"
+    """The watchdog decides by it, in every cycle."""
+    SCHEDULED = "scheduled"
+    """It was its turn, within the budget."""
+    SUSPICION = "suspicion"
+    """Something looks worse, so probes come more often."""
+    CONFIRMATION = "confirmation"
+    """A fresh sample from the reserve, to confirm or to clear a suspicion."""
+    ANCHOR = "anchor"
+    """A checkpoint that others are compared with."""
+    EVALUATION = "evaluation"
+    """The breaker is open: nothing is trained, the head is measured."""
+
+
+class BreakerState(StrEnum):
+    """Whether the daemon may train."""
+
+    CLOSED = "closed"
+    """It trains."""
+    OPEN = "open"
+    """Too many rollbacks: it evaluates, and waits for its back-off to end or for an operator."""
+    HALF_OPEN = "half_open"
+    """One cycle at a quarter of the learning rate decides: promoted closes the breaker, rolled back opens it again."""
+
+
+class GovernorMode(StrEnum):
+    """What the governor's decisions do."""
+
+    OFF = "off"
+    """None are made."""
+    ADVISE = "advise"
+    """They are recorded, and change nothing."""
+    ACT = "act"
+    """They are recorded, and the next cycles follow them."""
+
+
+class GovernorRule(StrEnum):
+    """Why the governor changes something."""
+
+    AFTER_ROLLBACK = "after_rollback"
+    CHOSEN_FALLING = "chosen_falling"
+    """The chosen answers become less likely: the failure of preference training."""
+    TOO_SMALL = "too_small"
+    """Nothing moves after many steps."""
+    TOO_LARGE = "too_large"
+    """The policy moves away from the base, or towards sycophancy, faster than it should."""
+
+
+class Knob(StrEnum):
+    """What the governor can change."""
+
+    LR = "lr"
+    """Factor on the plan's learning rate."""
+    ORPO_WEIGHT = "orpo_weight"
+    """Factor on the odds-ratio term: below 1 the NLL's share is larger."""
+    OBJECTIVE = "objective"
+    SCENARIOS = "scenarios"
+    """Factor on scenarios per cycle."""
+    GENERAL_FRACTION = "general_fraction"
+    FAVOUR = "favour"
+    """A pack that general scenarios come from first: the capability that fell."""
+    PROBES = "probes"
+    """Factor on the probes' share of a cycle's time."""

@@ -8,16 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from daemon.config.sections import ProbesConfig
-from daemon.domain.records import (
-    Completion,
-    EngineCheck,
-    Generation,
-    GenerationRequest,
-    Message,
-    ProbeResult,
-    Scenario,
-)
+from daemon.config.watching import ProbesConfig
+from daemon.domain.probing import ProbeResult
+from daemon.domain.records import Completion, EngineCheck, Generation, GenerationRequest, Message, Scenario
 from daemon.domain.states import CompletionKind
 from daemon.ports import Encoder, Engine, Policy, Preferences, ProgressCallback
 from daemon.probes.suite import Suite, select

@@ -10,8 +10,10 @@ from sqlalchemy import Connection
 
 from daemon.domain.errors import DreamdError
 from daemon.domain.lineage import baked
-from daemon.domain.records import Checkpoint, Cycle, Example, History, ProbeResult, Rollback, Scenario, StepReport
+from daemon.domain.probing import ProbeResult
+from daemon.domain.records import Checkpoint, Cycle, Example, Scenario, StepReport
 from daemon.domain.states import CycleState
+from daemon.domain.verdicts import History, Rollback
 from daemon.storage import rows
 from daemon.storage.tables import checkpoints, cycles, examples, probe_results, rollbacks, runs, scenarios, steps
 

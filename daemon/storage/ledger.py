@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from daemon.domain.diversity import Diversity
 from daemon.domain.errors import DatabaseError, DreamdError, FencedError
 from daemon.domain.hashing import batch_hash, derive_seed
+from daemon.domain.probing import ProbeResult
 from daemon.domain.records import (
     Batch,
     Checkpoint,
@@ -25,17 +26,14 @@ from daemon.domain.records import (
     Draw,
     EngineCheck,
     Example,
-    History,
     ImportedSource,
     Judgement,
-    ProbeResult,
     Refusal,
-    Rollback,
     Scenario,
     StepReport,
-    Verdict,
 )
 from daemon.domain.states import CheckpointState, CycleState, Outcome, RollbackCause
+from daemon.domain.verdicts import History, Rollback, Verdict
 from daemon.storage import checks, history, near_duplicates, rows, sources, spending, tables
 from daemon.storage.claims import already_claimed, refuse_twice
 from daemon.storage.database import reading, writing

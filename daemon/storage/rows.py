@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from daemon.domain.diversity import Diversity
+from daemon.domain.probing import ProbeResult
 from daemon.domain.records import (
     Checkpoint,
     Completion,
@@ -17,9 +18,7 @@ from daemon.domain.records import (
     EngineCheck,
     Example,
     Message,
-    ProbeResult,
     Refusal,
-    Rollback,
     Scenario,
     SourceRead,
     StepReport,
@@ -34,6 +33,7 @@ from daemon.domain.states import (
     Side,
     Source,
 )
+from daemon.domain.verdicts import Rollback
 
 AnyRow = Row[Any]
 Values = dict[str, Any]

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, Table
 
 from daemon.domain.errors import DreamdError
-from daemon.domain.records import Cycle, Draw, Judgement, Rollback, StepReport, Verdict
+from daemon.domain.records import Cycle, Draw, Judgement, StepReport
 from daemon.domain.states import CheckpointState, CycleState, Outcome, RollbackCause
+from daemon.domain.verdicts import Rollback, Verdict
 from daemon.storage import history, rows, tables
 from daemon.storage.claims import insert_claims
 from daemon.storage.kinds import ChangeReason, ClaimKind

@@ -9,7 +9,8 @@ from statistics import median
 from typing import Any
 
 from daemon.domain.errors import DreamdError
-from daemon.domain.records import ProbeResult, StepReport
+from daemon.domain.probing import ProbeResult
+from daemon.domain.records import StepReport
 from daemon.domain.states import RollbackTarget
 from daemon.watchdog import items
 

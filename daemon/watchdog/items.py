@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from daemon.domain.errors import DreamdError
-from daemon.domain.records import ProbeResult
+from daemon.domain.probing import ProbeResult
 
 NLL = "nll"
 CHOSEN_LOGP = "chosen_logp"

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.config.sections import WatchdogConfig
-from daemon.domain.records import Evidence, History, ProbeResult, Verdict
+from daemon.config.watching import WatchdogConfig
+from daemon.domain.probing import ProbeResult
 from daemon.domain.states import Decision, RollbackTarget
+from daemon.domain.verdicts import Evidence, History, Verdict
 from daemon.watchdog import gates, items
 from daemon.watchdog.gates import Gate
 from daemon.watchdog.margins import MarginCheck, paired_difference

@@ -24,8 +24,9 @@ from builders import (
 from sqlalchemy import Engine
 
 from daemon.domain.errors import FencedError, LockedError
-from daemon.domain.records import Cycle, Draw, Rollback
+from daemon.domain.records import Cycle, Draw
 from daemon.domain.states import CycleState, Decision, Outcome
+from daemon.domain.verdicts import Rollback
 from daemon.ports import Ledger
 from daemon.storage import tables
 from daemon.storage.database import reading

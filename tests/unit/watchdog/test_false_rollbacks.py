@@ -4,8 +4,8 @@ import random
 
 from watchdog_records import STEP, history, results
 
-from daemon.config.sections import WatchdogConfig
-from daemon.domain.records import Evidence
+from daemon.config.watching import WatchdogConfig
+from daemon.domain.verdicts import Evidence
 from daemon.watchdog import Watchdog
 
 NUM_CYCLES = 1000

@@ -5,7 +5,7 @@ import math
 import pytest
 from watchdog_records import STEP, evidence, history, results, shifted, trainer_results
 
-from daemon.config.sections import WatchdogConfig
+from daemon.config.watching import WatchdogConfig
 from daemon.domain.errors import DreamdError
 from daemon.domain.states import Decision, RollbackTarget
 from daemon.watchdog import Watchdog, gates

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from watchdog_records import NLL, STEP, evidence, history, results, shifted, trainer_results
 
-from daemon.config.sections import WatchdogConfig
+from daemon.config.watching import WatchdogConfig
 from daemon.domain.errors import DreamdError
-from daemon.domain.records import Evidence, History, ProbeResult, Verdict
+from daemon.domain.probing import ProbeResult
 from daemon.domain.states import Decision, RollbackTarget
+from daemon.domain.verdicts import Evidence, History, Verdict
 from daemon.ports import Judge
 from daemon.watchdog import Watchdog
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from daemon.domain.records import Evidence, History, ProbeResult, StepReport
+from daemon.domain.probing import ProbeResult
+from daemon.domain.records import StepReport
+from daemon.domain.verdicts import Evidence, History
 
 STEP = StepReport(
     objective="orpo",

@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help run test check lint lock clean bench-step bench-judges bench-ledger
+.PHONY: help run test check lint lock clean bench-step bench-judges bench-ledger bench-watchdog sabotage
 
 help:
 	@echo "make run     install, build the small model, run 3 dream cycles, say what happened"
@@ -15,6 +15,8 @@ help:
 	@echo "make bench-step  time and memory of one step beside TRL's, and of APOLLO beside AdamW (about 12 minutes)"
 	@echo "make bench-judges  how often each judge is right on labelled answers (about 10 minutes)"
 	@echo "make bench-ledger  ms per near-duplicate check among 10^3, 10^5, 10^6 examples (about 20 minutes)"
+	@echo "make bench-watchdog  false rollbacks and delays of the watchdog, simulated (about 5 minutes)"
+	@echo "make sabotage  30 clean cycles of the small model, then six kinds of sabotage (about 2 hours)"
 	@echo "make lock    resolve requirements/cpu.lock anew, after a change in pyproject.toml"
 	@echo "make clean   delete caches and build output (not .venv, not var/)"
 
@@ -41,6 +43,12 @@ bench-judges: $(INSTALLED)
 
 bench-ledger: $(INSTALLED)
 	$(BIN)/python -m benchmarks.ledger
+
+bench-watchdog: $(INSTALLED)
+	$(BIN)/python -m benchmarks.watchdog
+
+sabotage: $(INSTALLED)
+	$(BIN)/python -m benchmarks.sabotage var/sabotage
 
 lock: $(INSTALLED)
 	$(BIN)/python requirements/lock.py

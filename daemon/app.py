@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from daemon.checkpoints.store import DirectoryStore
 from daemon.config import Config, Loaded
 from daemon.config.load import JUDGE_KEY_VARIABLE
 from daemon.config.sections import PreferencesConfig
+from daemon.cycle.guard import Pause, before_cycle
 from daemon.cycle.recover import recover
 from daemon.cycle.restore import verify as verify_rollback
 from daemon.cycle.run import run_cycle
 from daemon.cycle.stages import Stages
 from daemon.domain.errors import CheckpointError, ConfigError, UsageError
-from daemon.domain.hashing import scenario_hash
 from daemon.domain.novelty import conversation_text
-from daemon.domain.records import Checkpoint, Scenario
-from daemon.domain.states import CheckpointState, Outcome, Side
+from daemon.domain.records import Checkpoint
+from daemon.domain.states import CheckpointState, Outcome
 from daemon.ports import Engine, Observer
 from daemon.preferences import (
     ContrastJudge,
@@ -52,9 +53,12 @@ from daemon.storage.migrate import check_schema, upgrade
 from daemon.storage.runs import Run, create_run, load_run
 from daemon.sweep.plan import PolicySweeper
 from daemon.training.encoder import ChatEncoder
+from daemon.training.inspector import TorchInspector
 from daemon.training.model_folder import check_model_folder, copy_assets
 from daemon.training.policy import WEIGHTS_FILE, TorchPolicy
 from daemon.training.small_model import build_small_model
+from daemon.watchdog.breaker import RollbackBreaker
+from daemon.watchdog.governor import RuleGovernor
 from daemon.watchdog.judge import Watchdog
 
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # dreamd shows its own
@@ -90,7 +94,7 @@ def init_run(loaded: Loaded, observer: Observer, *, small_model: bool) -> InitRe
     engine = open_database(config.run.url)
     with RunLock(engine, config.run.name):
         _hold_out(engine, config, source, config.run.seed)
-        ledger = SqlLedger.acquire(engine, config.run.name, baked_after=config.watchdog.baked_after)
+        ledger = _acquire(engine, config)
         created = load_run(engine, config.run.name).head_version is None
         if created:
             with observer.stage(None, "import the base model"):
@@ -99,10 +103,22 @@ def init_run(loaded: Loaded, observer: Observer, *, small_model: bool) -> InitRe
     return InitReport(redacted(config.run.url), BASE, config.run.state_dir, created)
 
 
-def serve(loaded: Loaded, observer: Observer, stop: StopFlag, *, cycles: int | None, notifier: Notifier) -> int:
+def serve(
+    loaded: Loaded,
+    observer: Observer,
+    stop: StopFlag,
+    *,
+    cycles: int | None,
+    notifier: Notifier,
+    prepare: Callable[[Stages], Stages] = lambda stages: stages,
+) -> int:
     """Own the run and dream until stopped; returns the number of cycles that finished.
 
+    Args:
+        prepare: changes the stages once they are built; experiments put faults in with it.
+
     Raises:
+        BreakerOpenError: `cycles` are asked for, and the breaker is open.
         LockedError: another daemon owns the run.
         DreamdError: a stage failed.
     """
@@ -112,15 +128,15 @@ def serve(loaded: Loaded, observer: Observer, stop: StopFlag, *, cycles: int | N
         stages: list[Stages] = []
 
         def setup() -> None:
-            stages.append(_build(config, ledger, run.seed, source, observer))
+            stages.append(prepare(_build(config, ledger, run.seed, source, observer)))
             recover(stages[0])
 
         def teardown() -> None:
             for built in stages:
                 built.engine.close()
 
-        def one_cycle() -> Outcome:
-            return run_cycle(stages[0])
+        def one_cycle() -> Outcome | Pause:
+            return before_cycle(stages[0], datetime.now(UTC)) or run_cycle(stages[0])
 
         service = Service(
             one_cycle, stop, config.service.interval_s, cycles, setup=setup, teardown=teardown, notifier=notifier
@@ -200,7 +216,7 @@ def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run, MixtureSource]]:
                     f"{loaded.source('run.seed')}: run.seed = {config.run.seed}, but run {run.name} was created with "
                     f"{run.seed}; a seed is fixed at `dreamd init`: set it back, or choose another run.name"
                 )
-            ledger = SqlLedger.acquire(engine, config.run.name, baked_after=config.watchdog.baked_after)
+            ledger = _acquire(engine, config)
             _hold_out(engine, config, source, run.seed)  # a pack added since `init` brings items of its own
             _store(config).open(ledger.head())
             yield ledger, run, source
@@ -208,23 +224,27 @@ def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run, MixtureSource]]:
         engine.dispose()
 
 
+def _acquire(engine: Any, config: Config) -> SqlLedger:
+    return SqlLedger.acquire(
+        engine,
+        config.run.name,
+        baked_after=config.watchdog.baked_after,
+        rest_cycles=config.governor.rest_cycles,
+        reference_items=config.watchdog.reference_items,
+    )
+
+
 def _hold_out(engine: Any, config: Config, source: MixtureSource, seed: int) -> None:
     """Make the run if it is missing, and keep everything the probes may ask from ever being claimed."""
-    create_run(engine, config.run.name, seed, str(config.model.path), _recorded(config), _held_out_texts(source))
+    held_out = _held_out_texts(config, source)
+    create_run(engine, config.run.name, seed, str(config.model.path), _recorded(config), held_out)
 
 
-def _held_out_texts(source: MixtureSource) -> Iterator[tuple[str, str]]:
+def _held_out_texts(config: Config, source: MixtureSource) -> Iterator[tuple[str, str]]:
     """(content hash, text) of all that probes may ask or measure."""
-    suite = load_suite()
     for scenario in source.all_held_out():
         yield scenario.content_hash, conversation_text(scenario.messages)
-    for item in suite.chosen:
-        prompt = conversation_text(item.messages)
-        yield item.content_hash, prompt
-        # What is imported is compared together with its answer.
-        yield scenario_hash([("user", prompt), ("assistant", item.answer)]), f"{prompt}\n{item.answer}"
-    for document in suite.documents:
-        yield scenario_hash([("user", document.text)]), document.text
+    yield from load_suite(config.probes.suites).held_out()
 
 
 def _reader(engine: Any, config: Config) -> SqlLedger:
@@ -245,7 +265,19 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
         engine = _engine(config, base_dir, encoder, device)
     judges = _judges(config.preferences, encoder, policy, ledger, observer)
     preferences = JudgedPreferences(encoder, config.preferences.chosen_order, judges)
-    held_out = _held_out(config, source)
+    names = source.held_out_probes()
+    probes = HeldOutProbes(
+        policy,
+        TorchInspector(policy),
+        engine,
+        encoder,
+        preferences,
+        load_suite(config.probes.suites),
+        {name: source.held_out_pool(name) for name in names},
+        {name: source.held_out_reserve(name) for name in names},
+        ledger.lineage()[-1],
+        config.probes,
+    )
     return Stages(
         source=source,
         sweeper=PolicySweeper(engine, encoder, config.sweep),
@@ -253,14 +285,18 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
         policy=policy,
         engine=engine,
         store=store,
-        probes=HeldOutProbes(policy, engine, encoder, preferences, load_suite(), held_out, config.probes),
+        probes=probes,
         judge=Watchdog(config.watchdog),
+        governor=RuleGovernor(config.governor, _base_settings(config)),
+        breaker=RollbackBreaker(config.breaker),
         ledger=ledger,
         observer=observer,
         run_seed=run_seed,
         config=_recorded(config),
         keep_last=config.checkpoints.keep_last,
         baked_after=config.watchdog.baked_after,
+        warmup_cycles=config.watchdog.warmup_cycles,
+        reference_items=config.watchdog.reference_items,
     )
 
 
@@ -297,11 +333,6 @@ def _engine(config: Config, model_dir: Path, encoder: ChatEncoder, device: str) 
     from daemon.sweep.transformers_engine import TransformersEngine
 
     return TransformersEngine(model_dir, BASE, encoder.end_of_turn, encoder, config.sweep, device)
-
-
-def _held_out(config: Config, source: MixtureSource) -> tuple[Scenario, ...]:
-    count = config.probes.behaviour_items
-    return (*source.held_out(Side.ACCEPT, count), *source.held_out(Side.PUSH_BACK, count))
 
 
 def _store(config: Config) -> DirectoryStore:

@@ -326,8 +326,8 @@ class Probes(Protocol):
     def anchor_plan(self, num_items: int | None) -> tuple[ProbeRequest, ...]:
         """What every anchor needs: all fixed items, and of each rotating pool its first `num_items` (None: few)."""
 
-    def fixed_items(self) -> frozenset[tuple[str, str]]:
-        """(probe, item) of everything that is compared item by item."""
+    def items(self, request: ProbeRequest) -> frozenset[tuple[str, str]]:
+        """(probe, item) of what a request measures."""
 
     def needs_engine(self, probe: str) -> bool:
         """Whether it is measured on generated answers; the others need the trainer alone."""

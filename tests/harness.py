@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from daemon.checkpoints.manifest import FILE_NAME
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config import Loaded, load_config
 from daemon.config.sections import TrainingConfig
+from daemon.cycle.stages import Stages
 from daemon.domain.errors import StopRequested
 from daemon.domain.hashing import batch_hash
 from daemon.domain.records import Batch, Checkpoint, Cycle, PolicyDigests
@@ -66,7 +67,8 @@ def write_config(directory: Path, url: str, **sections: dict[str, Any]) -> Path:
     settings: dict[str, dict[str, Any]] = {
         "run": {"state_dir": str(directory / "state"), "database_url": url, "seed": 7},
         "model": {"path": str(directory / "model"), "device": "cpu"},
-        "scenarios": {"per_cycle": 5},
+        # Two packs: enough for both sides and one capability, and a start takes half as long as with all of them.
+        "scenarios": {"per_cycle": 5, "builtin": ["listening", "arithmetic"], "dream_fraction": 0.0},
         "sweep": {
             "engine": "transformers",
             "temperatures": [0.7],
@@ -75,7 +77,14 @@ def write_config(directory: Path, url: str, **sections: dict[str, Any]) -> Path:
             "max_new_tokens": 8,
             "max_model_len": 4096,
         },
-        "probes": {"nll_documents": 8, "behaviour_items": 4, "max_new_tokens": 8},
+        # The whole of a cycle for probes: what is measured must not hang on how long things took.
+        "probes": {
+            "nll_documents": 8,
+            "behaviour_items": 4,
+            "capability_items": 4,
+            "max_new_tokens": 8,
+            "budget": 1.0,
+        },
     }
     for name, values in sections.items():
         settings.setdefault(name, {}).update(values)
@@ -107,10 +116,21 @@ def load(file: Path, *flags: str) -> Loaded:
     return load_config(file, environ={}, flags=flags)
 
 
-def dream(file: Path, cycles: int, *flags: str, observer: RecordingObserver | None = None) -> int:
+def dream(
+    file: Path,
+    cycles: int,
+    *flags: str,
+    observer: RecordingObserver | None = None,
+    prepare: Callable[[Stages], Stages] = lambda stages: stages,
+) -> int:
     """`dreamd run --cycles N` in this process."""
     return app.serve(
-        load(file, *flags), observer or RecordingObserver(), StopFlag(), cycles=cycles, notifier=Notifier(None)
+        load(file, *flags),
+        observer or RecordingObserver(),
+        StopFlag(),
+        cycles=cycles,
+        notifier=Notifier(None),
+        prepare=prepare,
     )
 
 
@@ -185,7 +205,8 @@ def _lineage_replays(
         assert spent == checkpoint.batch_hash, "I3: the recorded examples are not the batch that was stepped"
         named = ledger.step_report(ledger.cycle(checkpoint.cycle_number)).reference_version
         reference = None if named is None else ledger.checkpoint(named)
-        replayed.step(Batch(checkpoint.cycle_number, replayed.version, spent, examples, reference))
+        adjustments = ledger.adjustments(ledger.cycle(checkpoint.cycle_number))
+        replayed.step(Batch(checkpoint.cycle_number, replayed.version, spent, examples, reference, adjustments))
         replayed.adopt(checkpoint.version)
         _same(checkpoint, replayed.digests())
     _same(lineage[0], live.digests())
@@ -202,6 +223,7 @@ NOT_COMPARED: dict[str, dict[str, str]] = {
     "checkpoints": {"root_hash": "hashes the step's seconds too; `RunImage.manifests` has all else that it hashes"},
     "steps": {"seconds": "times", "peak_memory_bytes": "what else the process holds"},
     "engine_checks": {"id": "a start adds a row; the order is compared"},
+    "probe_runs": {"id": "an anchor may be measured at another start; the order is compared", "seconds": "times"},
     "events": {"id": "a repair adds a row; the order is compared"},
 }
 """Columns that two equal runs may differ in, and why; beside them only moments (`UtcDateTime`) are left out."""

@@ -8,12 +8,12 @@ probed                   verified (else lost); the verdict is recomputed from st
 
 from __future__ import annotations
 
+from daemon.cycle.measuring import make_live, measure_anchors
 from daemon.cycle.restore import verify
 from daemon.cycle.run import decide, evaluate, report_finished, version_of
 from daemon.cycle.stages import Stages
 from daemon.domain.errors import CheckpointError
-from daemon.domain.lineage import baked
-from daemon.domain.records import Checkpoint, Cycle
+from daemon.domain.records import Cycle
 from daemon.domain.states import CheckpointState, CycleState, Outcome
 
 
@@ -36,7 +36,7 @@ def recover(stages: Stages) -> None:
         verify(stages, rollback, None)
     measure_anchors(stages)  # again: the head may be another one now
     head = stages.ledger.head()
-    _make_live(stages, head)
+    make_live(stages, head)
     stages.sync_engine(head, None)
 
 
@@ -52,7 +52,7 @@ def _finish(stages: Stages, cycle: Cycle) -> Outcome:
     assert cycle.candidate_version is not None, "a published cycle names its candidate"
     candidate = stages.ledger.checkpoint(cycle.candidate_version)
     try:
-        _make_live(stages, candidate)  # verifies every hash: what does not load must never become the head
+        make_live(stages, candidate)  # verifies every hash: what does not load must never become the head
     except CheckpointError as error:
         return stages.ledger.close(cycle, Outcome.LOST, f"the published candidate does not verify: {error}")
     if cycle.state is CycleState.PROBED:
@@ -94,26 +94,3 @@ def _tidy(stages: Stages) -> None:
     for name in stages.store.clean(checkpoint.version for checkpoint in checkpoints):
         stages.ledger.event("checkpoint_quarantined", level="warning", directory=name)
         stages.observer.log("checkpoint_quarantined", level="warning", directory=name)
-
-
-def measure_anchors(stages: Stages) -> None:
-    """Measure whatever the watchdog will compare with and has no results of yet.
-
-    That is the base before the first cycle, and every anchor after the held-out suite or its size changed.
-    """
-    lineage = stages.ledger.lineage()
-    for anchor in {c.version: c for c in (lineage[-1], baked(lineage, stages.baked_after), lineage[0])}.values():
-        stored = {(result.probe, result.item) for result in stages.ledger.probe_results(anchor.version)}
-        if stages.probes.items() <= stored:
-            continue
-        _make_live(stages, anchor)
-        stages.sync_engine(anchor, None)
-        with stages.stage(None, "anchor") as progress:
-            results = (*stages.probes.measure_trainer(progress), *stages.probes.measure_engine(progress))
-        stages.ledger.record_probes(anchor.version, results, None)
-
-
-def _make_live(stages: Stages, checkpoint: Checkpoint) -> None:
-    if stages.policy.version != checkpoint.version:
-        with stages.stage(None, "load"):
-            stages.policy.restore(checkpoint)

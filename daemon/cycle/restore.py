@@ -9,9 +9,9 @@ from typing import Any
 from daemon.cycle.stages import Stages
 from daemon.domain.errors import RestoreError
 from daemon.domain.lineage import baked
-from daemon.domain.probing import ProbeResult
+from daemon.domain.probing import ProbeRequest, ProbeResult
 from daemon.domain.records import Checkpoint, Cycle, PolicyDigests
-from daemon.domain.states import CheckpointState, Outcome, RollbackTarget
+from daemon.domain.states import CheckpointState, Outcome, ProbeReason, RollbackTarget
 from daemon.domain.verdicts import Rollback, Verdict
 
 
@@ -23,23 +23,22 @@ def roll_back(stages: Stages, cycle: Cycle, verdict: Verdict) -> Outcome:
     Raises:
         RestoreError: what is live now is not what the target's records say.
     """
-    target = find_target(stages, cycle, verdict.target)
+    assert verdict.to_version is not None, "a verdict to roll back names its target"
+    target = stages.ledger.checkpoint(verdict.to_version)
     rollback = stages.ledger.roll_back(cycle, verdict, target)
     stages.observer.log("rolled_back", level="warning", to=target.version, reason=verdict.reason)
     verify(stages, rollback, cycle)
     return Outcome.ROLLED_BACK
 
 
-def find_target(stages: Stages, cycle: Cycle, target: RollbackTarget | None) -> Checkpoint:
-    """The checkpoint that a verdict, or an objective's reference, names."""
-    if target is RollbackTarget.A0:
-        return stages.ledger.lineage()[-1]
-    if target is RollbackTarget.A1:
-        lineage = stages.ledger.lineage()
-        anchor = baked(lineage, stages.baked_after)
+def find_anchor(stages: Stages, anchor: RollbackTarget) -> Checkpoint:
+    """The checkpoint that an objective's reference names: A1, or the base."""
+    lineage = stages.ledger.lineage()
+    if anchor is RollbackTarget.A1:
+        found = baked(lineage, stages.baked_after)
         # Its files can be gone when `baked_after` was lowered; the base's never are.
-        return lineage[-1] if anchor.state is CheckpointState.PRUNED else anchor
-    return stages.ledger.checkpoint(cycle.parent_version)
+        return lineage[-1] if found.state is CheckpointState.PRUNED else found
+    return lineage[-1]
 
 
 def verify(stages: Stages, rollback: Rollback, cycle: Cycle | None) -> Mapping[str, Any]:
@@ -69,7 +68,8 @@ def restore(stages: Stages, target: Checkpoint, cycle: Cycle | None) -> Mapping[
     check = stages.sync_engine(target, cycle)
     stored = _nll(stages.ledger.probe_results(target.version))
     with stages.stage(cycle, "verify") as progress:
-        measured = _nll(stages.probes.measure_trainer(progress))
+        (run,) = stages.probes.measure([ProbeRequest("nll", ProbeReason.ANCHOR)], progress)
+    measured = _nll(run.results)
     for item, value in measured.items():
         if item in stored and stored[item] != value:
             raise RestoreError(

@@ -1,7 +1,8 @@
 """One dream cycle.
 
     sample -> sweep -> judge and pair -> CLAIM -> one step -> publish -> probe -> verdict
-                                                                            |-> promote: the candidate is the head
+                                                                   ^        |-> promote: the candidate is the head
+                                                     fresh prompts `--------|-> suspect: look again
                                                                             `-> roll back: an earlier one is live
 
 Each arrow is a committed state. Nothing is spent before the claim; after it, nothing is ever used again. A killed
@@ -12,16 +13,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from daemon.cycle.restore import find_target, roll_back
+from daemon.cycle.measuring import comparable, confirm, measure_candidate
+from daemon.cycle.restore import find_anchor, roll_back
 from daemon.cycle.stages import Stages
 from daemon.domain.diversity import measure
 from daemon.domain.errors import DiskError, DreamdError, FencedError, NonFiniteError, StopRequested
 from daemon.domain.lineage import kept
-from daemon.domain.probing import ProbeResult
-from daemon.domain.records import Checkpoint, Cycle, ImportedSource
+from daemon.domain.records import Adjustments, Checkpoint, Cycle, ImportedSource
 from daemon.domain.states import CheckpointState, CycleState, ImportKind, Outcome
-from daemon.domain.verdicts import Evidence, History
+from daemon.domain.verdicts import Evidence, Suspicion, Verdict
 from daemon.ports import Catalogue
+
+GOVERNOR_WINDOW = 40
+"""Finished cycles that the governor looks back on."""
 
 _NOTHING_TO_LEARN = "nothing to learn: every answer passed, could not be judged, or gave no usable pair"
 
@@ -31,6 +35,7 @@ class _WithoutConversations:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.refuse = catalogue.refuse
+        self.resting = catalogue.resting
         self._sources = catalogue.sources
 
     def sources(self) -> tuple[ImportedSource, ...]:
@@ -46,9 +51,9 @@ def run_cycle(stages: Stages) -> Outcome:
     """
     stages.seconds.clear()
     head = stages.ledger.head()
-    cycle = stages.ledger.open_cycle(head=head, run_seed=stages.run_seed, config=stages.config)
+    cycle, adjustments = _open(stages, head)
     try:
-        outcome = _dream(stages, cycle, head)
+        outcome = _dream(stages, cycle, head, adjustments)
     except StopRequested:
         _close_unpublished(stages, cycle.number, Outcome.ABANDONED, "stopped before the claim")
         raise
@@ -67,7 +72,23 @@ def run_cycle(stages: Stages) -> Outcome:
     return outcome
 
 
-def _dream(stages: Stages, cycle: Cycle, head: Checkpoint) -> Outcome:
+def _open(stages: Stages, head: Checkpoint) -> tuple[Cycle, Adjustments]:
+    """Let the governor decide, and open the cycle under what it and the breaker say."""
+    ledger, governor = stages.ledger, stages.governor
+    number, known = ledger.next_cycle_number(), ledger.governor_decisions()
+    decisions = governor.decide(number, ledger.records(GOVERNOR_WINDOW), known)
+    adjustments = stages.breaker.adjust(ledger.breaker(), governor.adjustments(number, (*known, *decisions)))
+    cycle = ledger.open_cycle(
+        head=head, run_seed=stages.run_seed, config=stages.config, adjustments=adjustments, decisions=decisions
+    )
+    for decision in decisions:
+        stages.observer.log(
+            "governor_decided", cycle=number, knob=str(decision.knob), applied=decision.applied, reason=decision.reason
+        )
+    return cycle, adjustments
+
+
+def _dream(stages: Stages, cycle: Cycle, head: Checkpoint, adjustments: Adjustments) -> Outcome:
     ledger, observer = stages.ledger, stages.observer
     stages.sync_engine(head, cycle)  # before sampling: some scenarios are the policy's own
     with stages.stage(cycle, "sample") as progress:
@@ -77,6 +98,7 @@ def _dream(stages: Stages, cycle: Cycle, head: Checkpoint) -> Outcome:
             ledger if stages.preferences.judges_without_rule() else _WithoutConversations(ledger),
             lambda requests, seed: stages.sweeper.write(requests, seed, progress),
             stages.sweeper.misfit,
+            adjustments,
         )
         cycle = ledger.record_plan(cycle, draw)
     for name, payload in draw.events:
@@ -92,12 +114,12 @@ def _dream(stages: Stages, cycle: Cycle, head: Checkpoint) -> Outcome:
     if not examples:
         return ledger.close(cycle, Outcome.SKIPPED, _NOTHING_TO_LEARN)
 
-    reference = _reference(stages, cycle)  # before the claim: a damaged anchor must not cost a batch
+    reference = _reference(stages, cycle, adjustments)  # before the claim: a damaged anchor must not cost a batch
     observer.check_stop()  # the last moment at which stopping costs nothing
     with stages.stage(cycle, "step"):
         cycle, batch = ledger.claim(cycle, examples)  # committed before the optimizer moves: never repeated
         _committed(stages, cycle)
-        report = stages.policy.step(replace(batch, reference=reference))
+        report = stages.policy.step(replace(batch, reference=reference, adjustments=adjustments))
         cycle = _committed(stages, ledger.record_step(cycle, report))
     with stages.stage(cycle, "publish"):
         candidate = stages.store.publish(
@@ -113,12 +135,12 @@ def _dream(stages: Stages, cycle: Cycle, head: Checkpoint) -> Outcome:
     return evaluate(stages, cycle, candidate)
 
 
-def _reference(stages: Stages, cycle: Cycle) -> Checkpoint | None:
+def _reference(stages: Stages, cycle: Cycle, adjustments: Adjustments) -> Checkpoint | None:
     """The verified anchor that the cycle's objective compares with, if it does."""
-    anchor = stages.policy.reference(cycle.number)
+    anchor = stages.policy.reference(cycle.number, adjustments)
     if anchor is None:
         return None
-    reference = find_target(stages, cycle, anchor)
+    reference = find_anchor(stages, anchor)
     stages.store.verify(reference.version)
     return reference
 
@@ -130,27 +152,23 @@ def version_of(cycle: Cycle) -> str:
 
 def evaluate(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Outcome:
     """Probe a published candidate, which the trainer holds, as far as that is still missing, and decide."""
-    step, history = stages.ledger.step_report(cycle), stages.ledger.history(cycle)
-    results = stages.ledger.probe_results(candidate.version)
-    if not _has(results, "nll"):
-        with stages.stage(cycle, "probe") as progress:
-            results = stages.probes.measure_trainer(progress)
-            stages.ledger.record_probes(candidate.version, results, cycle)
-    # A candidate that already failed is never put into the engine: broken weights can poison its cache.
-    if stages.judge.gate(comparable(history, results), Evidence(step, results)) is None:
-        stages.sync_engine(candidate, cycle)
-        if not _has(results, "accept"):
-            with stages.stage(cycle, "probe") as progress:
-                stages.ledger.record_probes(candidate.version, stages.probes.measure_engine(progress), cycle)
+    measure_candidate(stages, cycle, candidate)
     return decide(stages, _committed(stages, stages.ledger.probed(cycle)), candidate)
 
 
 def decide(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Outcome:
-    """The verdict from stored rows alone, and what follows from it."""
+    """The verdict from stored rows alone, and what follows from it; a suspicion is confirmed or cleared first.
+
+    Raises:
+        DreamdError: the judge is not content with the fresh samples that it asked for.
+    """
     ledger = stages.ledger
-    evidence = Evidence(ledger.step_report(cycle), ledger.probe_results(candidate.version))
-    history = comparable(ledger.history(cycle), evidence.results)
-    verdict = stages.judge.judge(history, evidence)
+    verdict = _judge(stages, cycle, candidate)
+    if isinstance(verdict, Suspicion):
+        confirm(stages, cycle, candidate, verdict)
+        verdict = _judge(stages, cycle, candidate)
+    if isinstance(verdict, Suspicion):
+        raise DreamdError(f"cycle {cycle.number}: suspected again after a fresh sample: {verdict.reason}")
     if verdict.regressed:
         return roll_back(stages, cycle, verdict)
     outcome = ledger.promote(cycle, verdict)
@@ -158,14 +176,9 @@ def decide(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Outcome:
     return outcome
 
 
-def comparable(history: History, results: tuple[ProbeResult, ...]) -> History:
-    """`history` on the items of `results` only: a suite that shrank since leaves older items unmatched."""
-    items = {(result.probe, result.item) for result in results}
-
-    def matching(stored: tuple[ProbeResult, ...]) -> tuple[ProbeResult, ...]:
-        return tuple(result for result in stored if (result.probe, result.item) in items)
-
-    return replace(history, parent=matching(history.parent), baked=matching(history.baked), base=matching(history.base))
+def _judge(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Verdict | Suspicion:
+    evidence = Evidence(stages.ledger.step_report(cycle), stages.ledger.probe_results(candidate.version))
+    return stages.judge.judge(comparable(stages, cycle, evidence.results), evidence)
 
 
 def prune(stages: Stages) -> None:
@@ -185,9 +198,11 @@ def report_finished(stages: Stages, number: int, outcome: Outcome) -> None:
     seconds = {name: round(value, 3) for name, value in stages.seconds.items()}
     cycle = stages.ledger.cycle(number)
     stages.ledger.record_seconds(cycle, seconds)
+    total = sum(stages.seconds.values())
+    share = sum(stages.seconds.get(name, 0.0) for name in ("probe", "confirm")) / total if total else 0.0
     fields = {"cycle": number, "outcome": str(outcome), "reason": cycle.reason, "head": stages.ledger.head().version}
     stages.ledger.event("cycle_finished", cycle=cycle, outcome=str(outcome), reason=cycle.reason)
-    stages.observer.log("cycle_finished", **fields, seconds=seconds)
+    stages.observer.log("cycle_finished", **fields, seconds=seconds, probe_share=round(share, 3))
 
 
 def _close_unpublished(stages: Stages, number: int, outcome: Outcome, reason: str) -> None:
@@ -203,10 +218,6 @@ def _close_unpublished(stages: Stages, number: int, outcome: Outcome, reason: st
 def _committed(stages: Stages, cycle: Cycle) -> Cycle:
     stages.observer.committed(cycle)
     return cycle
-
-
-def _has(results: tuple[ProbeResult, ...], probe: str) -> bool:
-    return any(result.probe == probe for result in results)
 
 
 def _reason(error: Exception) -> str:

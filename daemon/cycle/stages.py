@@ -11,8 +11,10 @@ from typing import Any
 from daemon.domain.errors import StaleEngineError
 from daemon.domain.records import Checkpoint, Cycle, EngineCheck
 from daemon.ports import (
+    BreakerPolicy,
     CheckpointStore,
     Engine,
+    Governor,
     Judge,
     Ledger,
     Observer,
@@ -37,6 +39,8 @@ class Stages:
     store: CheckpointStore
     probes: Probes
     judge: Judge
+    governor: Governor
+    breaker: BreakerPolicy
     ledger: Ledger
     observer: Observer
     run_seed: int
@@ -44,6 +48,10 @@ class Stages:
     """The settings in force, recorded with each cycle."""
     keep_last: int
     baked_after: int
+    warmup_cycles: int
+    """Promoted cycles before pass rates decide; only then the base's are measured in full."""
+    reference_items: int
+    """Held-out prompts per pass/fail probe that the base is measured on."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by stage of the cycle at work."""
 

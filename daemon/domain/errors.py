@@ -99,5 +99,11 @@ class RestoreError(DreamdError):
     """After a rollback the restored policy is not bit for bit the stored one."""
 
 
+class BreakerOpenError(DreamdError):
+    """After several rollbacks the daemon trains no more until a person, or the end of the back-off, says so."""
+
+    exit_code = 69
+
+
 class StopRequested(Exception):
     """Not a failure: someone asked the daemon to stop, and the current stage gave way."""

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
+from typing import Protocol
 
 import structlog
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from daemon.domain.errors import StopRequested
+from daemon.domain.errors import BreakerOpenError, StopRequested
 from daemon.domain.states import Outcome
 from daemon.service.notify import Notifier
 from daemon.service.stop import StopFlag
@@ -24,14 +25,26 @@ from daemon.service.stop import StopFlag
 log = structlog.get_logger("daemon.service")
 
 
+class Pause(Protocol):
+    """No cycle may run now; `cycle.guard.Pause`."""
+
+    @property
+    def seconds(self) -> float:
+        """Until it is worth asking again."""
+
+    @property
+    def reason(self) -> str:
+        """Why not."""
+
+
 class Service:
     """Runs `setup`, then cycles until a stop, an error or `max_cycles`, then `teardown`; one thread for all three.
 
     Args:
-        run_cycle: one dream cycle. `StopRequested` ends the loop cleanly; any other exception ends it and is
-            raised from `run`.
+        run_cycle: one dream cycle, or the seconds to wait because none may run now, with the reason. `StopRequested`
+            ends the loop cleanly; any other exception ends it and is raised from `run`.
         interval_s: from one cycle's start to the next, at least; 0: back to back.
-        max_cycles: cycles to finish; None: for ever.
+        max_cycles: cycles to finish; None: for ever. With a number, a wait ends the loop with `BreakerOpenError`.
         setup: run first. A stop or an error in it ends the loop like one in a cycle.
         teardown: run last, also after a `setup` that failed halfway.
         notifier: told STOPPING when the loop is about to end.
@@ -40,7 +53,7 @@ class Service:
 
     def __init__(
         self,
-        run_cycle: Callable[[], Outcome],
+        run_cycle: Callable[[], Outcome | Pause],
         stop: StopFlag,
         interval_s: float,
         max_cycles: int | None,
@@ -98,14 +111,18 @@ class Service:
         if self._ending:
             return
         started = self._clock()
+        pause: Pause | None = None
         try:
             if not self._started_setup:
                 self._started_setup = True
                 self._setup()
             if self._max_cycles is None or self._num_finished < self._max_cycles:
                 self._stop.check()
-                self._run_cycle()
-                self._num_finished += 1
+                result = self._run_cycle()
+                if isinstance(result, Outcome):
+                    self._num_finished += 1
+                else:
+                    pause = self._pause(result)
             if self._stop.is_set or (self._max_cycles is not None and self._num_finished >= self._max_cycles):
                 self._ending = True
         except StopRequested:
@@ -115,8 +132,24 @@ class Service:
             self._ending = True
         if self._ending:
             self._finish()
+        elif pause is not None:
+            self._arm(pause.seconds)
         else:
             self._arm(max(0.0, self._interval_s - (self._clock() - started)))
+
+    def _pause(self, pause: Pause) -> Pause:
+        """Say that nothing is trained, and why.
+
+        Raises:
+            BreakerOpenError: a fixed number of cycles was asked for, and they cannot run.
+        """
+        if self._max_cycles is not None:
+            raise BreakerOpenError(
+                f"the circuit breaker is open, nothing is trained: {pause.reason}; "
+                "`dreamd breaker ack` allows one trial cycle at once"
+            )
+        self._notifier.status(f"breaker open, evaluating only: {pause.reason}")
+        return pause
 
     def _finish(self) -> None:
         """Tear down once, in the worker thread, and let `run` return."""

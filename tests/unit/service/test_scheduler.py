@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from daemon.domain.errors import EngineError, StopRequested
+from daemon.cycle.guard import Pause
+from daemon.domain.errors import BreakerOpenError, EngineError, StopRequested
 from daemon.domain.states import Outcome
 from daemon.service.notify import Notifier
 from daemon.service.scheduler import Service
@@ -62,6 +63,9 @@ class StatusRecorder(Notifier):
 
     def stopping(self) -> None:
         self.sent.append("stopping")
+
+    def status(self, text: str) -> None:
+        self.sent.append(text)
 
 
 @pytest.mark.parametrize("interval_s", [0.0, 0.001])
@@ -204,3 +208,35 @@ def test_the_main_thread_handles_signals_while_the_worker_works() -> None:
         output, _ = process.communicate(timeout=60)
     assert output.endswith("1 SIGTERM\n")
     assert process.returncode == 0
+
+
+class Waiting:
+    """A cycle function that must wait a number of times before it may run."""
+
+    def __init__(self, pauses: int, stop: StopFlag) -> None:
+        self.asked = 0
+        self._pauses = pauses
+        self._stop = stop
+
+    def __call__(self) -> Outcome | Pause:
+        self.asked += 1
+        if self.asked <= self._pauses:
+            return Pause(0.001, "2 rollbacks in a row")
+        self._stop.request("enough")
+        return Outcome.PROMOTED
+
+
+def test_an_open_breaker_keeps_the_service_up_and_is_said() -> None:
+    """Three refusals, then a cycle: the loop asked four times, counted one cycle, and said why it waited."""
+    stop, notifier = StopFlag(), StatusRecorder()
+    waiting = Waiting(3, stop)
+    assert Service(waiting, stop, 0.0, None, notifier=notifier).run() == 1
+    assert waiting.asked == 4
+    assert notifier.sent[:3] == ["breaker open, evaluating only: 2 rollbacks in a row"] * 3
+
+
+def test_an_open_breaker_ends_a_run_of_so_many_cycles() -> None:
+    """With a number of cycles asked for, waiting would look like hanging: it ends, names the reason and the way out."""
+    with pytest.raises(BreakerOpenError, match=r"2 rollbacks in a row; `dreamd breaker ack`") as caught:
+        Service(Waiting(1, StopFlag()), StopFlag(), 0.0, 3).run()
+    assert caught.value.exit_code == 69

@@ -1,0 +1,50 @@
+"""May the next cycle train? The circuit breaker, brought up to date before each cycle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from daemon.cycle.measuring import evaluate_head, make_live, measure_anchors
+from daemon.cycle.stages import Stages
+from daemon.domain.states import BreakerState
+
+MAX_PAUSE_S = 30.0
+"""Longest pause before the database is asked again whether an operator has acknowledged."""
+
+_WINDOW = 200
+"""Finished cycles since the last change that the breaker looks at; far more than any window it can be given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """No cycle now."""
+
+    seconds: float
+    """Until it is worth asking again."""
+    reason: str
+
+
+def before_cycle(stages: Stages, now: datetime) -> Pause | None:
+    """Bring breaker and anchors up to date; a pause when the breaker is open.
+
+    Everything is decided from committed rows, so a kill anywhere in here changes nothing but the time.
+
+    Args:
+        now: with its time zone.
+    """
+    ledger = stages.ledger
+    known = ledger.breaker()
+    breaker = stages.breaker.next(known, ledger.records(_WINDOW, known.since_cycle), now)
+    if breaker != known:
+        ledger.change_breaker(breaker)
+        level = "error" if breaker.state is BreakerState.OPEN else "warning"
+        stages.observer.log(f"breaker_{breaker.state}", level=level, reason=breaker.reason)
+        if breaker.state is BreakerState.OPEN:
+            evaluate_head(stages)
+    if breaker.state is not BreakerState.OPEN:
+        measure_anchors(stages)
+        make_live(stages, ledger.head())  # an anchor may have been live for its measurement
+        return None
+    left = MAX_PAUSE_S if breaker.until is None else (breaker.until - now).total_seconds()
+    return Pause(min(MAX_PAUSE_S, max(0.0, left)), breaker.reason)

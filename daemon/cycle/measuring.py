@@ -1,0 +1,109 @@
+"""Measure candidates, anchors and fresh samples: only what is still missing, so that a restart repeats nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from daemon.cycle.stages import Stages
+from daemon.domain.lineage import baked
+from daemon.domain.probing import ProbeRequest, ProbeResult
+from daemon.domain.records import Checkpoint, Cycle
+from daemon.domain.states import ProbeReason
+from daemon.domain.verdicts import Evidence, History, Suspicion
+
+
+def measure_candidate(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> None:
+    """Every probe that the plan has for a candidate which the trainer holds.
+
+    A candidate that the trainer's probes refuse already is never put into the engine: broken weights can poison it.
+    """
+    ledger, probes = stages.ledger, stages.probes
+    plan = probes.plan(
+        cycle.number,
+        ledger.probe_budget(),
+        ledger.adjustments(cycle),
+        eager=stages.judge.suspects(ledger.history(cycle)),
+    )
+    first = [r for r in plan if r.reason is ProbeReason.CORE and not probes.needs_engine(r.probe)]
+    _measure(stages, cycle, candidate, first, "probe")
+    results = ledger.probe_results(candidate.version)
+    evidence = Evidence(ledger.step_report(cycle), results)
+    if stages.judge.gate(comparable(stages, cycle, results), evidence) is None:
+        stages.sync_engine(candidate, cycle)
+        _measure(stages, cycle, candidate, [request for request in plan if request not in first], "probe")
+
+
+def confirm(stages: Stages, cycle: Cycle, candidate: Checkpoint, suspicion: Suspicion) -> None:
+    """Measure fresh prompts of the reserve on a candidate which the trainer holds; training waits for it."""
+    stages.ledger.event("suspected", level="warning", cycle=cycle, probes=suspicion.probes, reason=suspicion.reason)
+    stages.observer.log("suspected", level="warning", probes=suspicion.probes, reason=suspicion.reason)
+    if stages.engine.policy_version != candidate.version:  # after a restart
+        stages.sync_engine(candidate, cycle)
+    requests = [
+        ProbeRequest(probe, ProbeReason.CONFIRMATION, cycle.number, suspicion.num_items) for probe in suspicion.probes
+    ]
+    _measure(stages, cycle, candidate, requests, "confirm")
+
+
+def measure_anchors(stages: Stages) -> None:
+    """Measure whatever the watchdog will compare with and has no results of yet.
+
+    That is the base before the first cycle, its pass rates in full once warm-up ends, and every anchor after the
+    held-out suite or its size changed.
+    """
+    lineage = stages.ledger.lineage()
+    base, warm = lineage[-1], len(lineage) > stages.warmup_cycles
+    for anchor in {c.version: c for c in (base, baked(lineage, stages.baked_after), lineage[0])}.values():
+        plan = stages.probes.anchor_plan(stages.reference_items if warm and anchor is base else None)
+        # Others were measured as candidates, on prompts of their own turn; these are not compared item by item.
+        wanted = [request for request in plan if anchor is base or not stages.probes.needs_engine(request.probe)]
+        missing = _missing(stages, anchor, wanted)
+        if missing:
+            make_live(stages, anchor)
+            if any(stages.probes.needs_engine(request.probe) for request in missing):
+                stages.sync_engine(anchor, None)
+            _measure(stages, None, anchor, missing, "anchor")
+
+
+def evaluate_head(stages: Stages) -> None:
+    """Measure the head on everything while nothing is trained."""
+    head = stages.ledger.head()
+    make_live(stages, head)
+    stages.sync_engine(head, None)
+    plan = stages.probes.anchor_plan(None)
+    _measure(stages, None, head, [replace(r, reason=ProbeReason.EVALUATION) for r in plan], "anchor")
+
+
+def make_live(stages: Stages, checkpoint: Checkpoint) -> None:
+    """Have the trainer hold `checkpoint`, every hash verified."""
+    if stages.policy.version != checkpoint.version:
+        with stages.stage(None, "load"):
+            stages.policy.restore(checkpoint)
+
+
+def comparable(stages: Stages, cycle: Cycle, results: tuple[ProbeResult, ...]) -> History:
+    """A cycle's history, its fixed items restricted to those of `results`: a suite that shrank leaves older ones."""
+    history = stages.ledger.history(cycle)
+    items = {(result.probe, result.item) for result in results}
+
+    def matching(stored: Iterable[ProbeResult]) -> tuple[ProbeResult, ...]:
+        return tuple(r for r in stored if stages.probes.needs_engine(r.probe) or (r.probe, r.item) in items)
+
+    return replace(history, parent=matching(history.parent), baked=matching(history.baked), base=matching(history.base))
+
+
+def _measure(
+    stages: Stages, cycle: Cycle | None, checkpoint: Checkpoint, requests: Sequence[ProbeRequest], stage: str
+) -> None:
+    missing = _missing(stages, checkpoint, requests)
+    if missing:
+        with stages.stage(cycle, stage) as progress:
+            runs = stages.probes.measure(missing, progress)
+        stages.ledger.record_probes(checkpoint.version, runs, cycle)
+
+
+def _missing(stages: Stages, checkpoint: Checkpoint, requests: Iterable[ProbeRequest]) -> list[ProbeRequest]:
+    """Requests with an item that the checkpoint has no result of."""
+    stored = {(result.probe, result.item) for result in stages.ledger.probe_results(checkpoint.version)}
+    return [request for request in requests if not stages.probes.items(request) <= stored]

@@ -1,15 +1,16 @@
-"""The learning-rate schedule: what the training plan says of one cycle.
+"""The learning-rate schedule: what the training plan says of one cycle, and what adjustments make of it.
 
-A pure function of the configuration and the cycle's number, so a cycle that is repeated or resumed gets the same
-step, and nothing about the schedule is stored beside the configuration.
+Pure functions of the configuration, the cycle's number and its recorded adjustments, so a cycle that is repeated or
+resumed gets the same step, and nothing about the schedule is stored beside these.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, pi
 
 from daemon.config.sections import PhaseConfig, TrainingConfig
+from daemon.domain.records import Adjustments
 from daemon.domain.states import Objective
 
 
@@ -21,6 +22,8 @@ class StepPlan:
     """Position in the plan, from 1."""
     objective: Objective
     lr: float
+    orpo_weight_factor: float = 1.0
+    """On `training.orpo_weight`."""
 
 
 def plan_step(config: TrainingConfig, cycle_number: int) -> StepPlan:
@@ -42,6 +45,21 @@ def plan_step(config: TrainingConfig, cycle_number: int) -> StepPlan:
         remaining -= phase.cycles
     within = remaining if last.cycles is None else min(remaining, last.cycles)
     return StepPlan(len(earlier) + 1, last.objective, learning_rate(last, within))
+
+
+def adjusted(plan: StepPlan, adjustments: Adjustments) -> StepPlan:
+    """What the step is to be with the governor's and the breaker's changes; equal to `plan` when there are none.
+
+    Another objective than the plan's comes with its own default learning rate: the plan's was meant for a loss of
+    another scale. The plan's own objective keeps the plan's rate.
+    """
+    objective, lr = plan.objective, plan.lr
+    if adjustments.objective is not None and adjustments.objective is not objective:
+        objective = adjustments.objective
+        lr = PhaseConfig(objective=objective).peak_lr
+    return replace(
+        plan, objective=objective, lr=lr * adjustments.lr_factor, orpo_weight_factor=adjustments.orpo_weight_factor
+    )
 
 
 def learning_rate(phase: PhaseConfig, cycle: int) -> float:

@@ -74,6 +74,9 @@ class TransformersEngine:
         tick()
         return answers
 
+    def forget(self) -> None:
+        """Nothing to forget: every batch starts with an empty cache."""
+
     def sync(self, weights: Mapping[str, Tensor], version: str) -> None:
         check_weights(weights, {name: tuple(own.shape) for name, own in self._parameters.items()})
         with torch.no_grad():

@@ -110,6 +110,11 @@ class VllmEngine:
             raise EngineError(f"vLLM answered {len(finished)} of {len(ids)} requests")
         return [finished[request_id] for request_id in ids]
 
+    def forget(self) -> None:
+        # False means that a request still runs.
+        if not self._llm.reset_prefix_cache():
+            raise EngineError("vLLM did not reset its prefix cache; answers to known prefixes would be stale")
+
     def sync(self, weights: Mapping[str, Tensor], version: str) -> None:
         check_weights(weights, self._shapes)
         try:
@@ -117,9 +122,7 @@ class VllmEngine:
             self._repack_tied_head()
         except (RuntimeError, ValueError, KeyError) as error:
             raise EngineError(f"vLLM failed while taking new weights: {error}") from error
-        # Cached prefixes were computed by the old weights. False means that a request still runs.
-        if not self._llm.reset_prefix_cache():
-            raise EngineError("vLLM did not reset its prefix cache; answers to known prefixes would be stale")
+        self.forget()  # cached prefixes were computed by the old weights
         self._version = version
 
     def weights_match(self, weights: Mapping[str, Tensor]) -> bool:

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from daemon.config.schedule import StepPlan, plan_step
+from daemon.config.schedule import StepPlan, adjusted, plan_step
 from daemon.config.sections import TrainingConfig
 from daemon.domain.errors import CheckpointError, ConfigError, DreamdError, ModelError, NonFiniteError, OffPolicyError
 from daemon.domain.hashing import derive_seed
 from daemon.domain.precision import LOGPROB_TOLERANCE
-from daemon.domain.records import Batch, Checkpoint, PolicyDigests, StepReport
+from daemon.domain.records import Adjustments, Batch, Checkpoint, PolicyDigests, StepReport
 from daemon.domain.states import RollbackTarget
 from daemon.training.answers import AnswerModel
 from daemon.training.apollo import Apollo
@@ -102,6 +102,30 @@ class TorchPolicy:
     def weights(self) -> Mapping[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
 
+    @property
+    def model(self) -> Any:
+        """The live transformers model, in evaluation mode; look, and leave it as it was."""
+        return self._model
+
+    @contextmanager
+    def borrowed(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """The model computes with a checkpoint's verified weights inside; its own are put aside, not copied.
+
+        Raises:
+            CheckpointError: it does not verify; the live policy is unchanged.
+            ConfigError: its weights have another precision; likewise.
+        """
+        weights = load_file(self._open_checkpoint(checkpoint) / WEIGHTS_FILE, device=self._device)
+        self._check_weights(checkpoint, weights)
+        own = {name: parameter.data for name, parameter in self._parameters.items()}
+        try:
+            for name, parameter in self._parameters.items():
+                parameter.data = weights[name]
+            yield
+        finally:
+            for name, parameter in self._parameters.items():
+                parameter.data = own[name]
+
     def digests(self) -> PolicyDigests:
         return PolicyDigests(tensors_digest(self.weights()), tensors_digest(self._optimizer.state_tensors()))
 
@@ -119,14 +143,15 @@ class TorchPolicy:
 
     # --- the step ------------------------------------------------------------------------------------------
 
-    def reference(self, cycle_number: int) -> RollbackTarget | None:
-        if not plan_step(self._config, cycle_number).objective.needs_reference:
+    def reference(self, cycle_number: int, adjustments: Adjustments) -> RollbackTarget | None:
+        if not adjusted(plan_step(self._config, cycle_number), adjustments).objective.needs_reference:
             return None
         return RollbackTarget.A1 if self._config.reference == "baked" else RollbackTarget.A0
 
     def step(self, batch: Batch) -> StepReport:
         self._refuse_off_policy(batch)
-        plan = plan_step(self._config, batch.cycle_number)
+        plan = adjusted(plan_step(self._config, batch.cycle_number), batch.adjustments)
+        config = self._config.model_copy(update={"orpo_weight": self._config.orpo_weight * plan.orpo_weight_factor})
         memory = PeakMemory(self._device)
         self._answers.seconds.clear()
         reference = self._reference_logprobs(batch, plan)
@@ -136,7 +161,7 @@ class TorchPolicy:
             # Nothing of an earlier process must matter to dropout: the generator follows from the batch alone.
             with torch.random.fork_rng(devices=self._cuda_devices()):
                 torch.manual_seed(derive_seed("step", batch.batch_hash))
-                figures = accumulate(self._answers, batch.examples, plan.objective, self._config, reference)
+                figures = accumulate(self._answers, batch.examples, plan.objective, config, reference)
         finally:
             self._model.eval()
         grad_norm = self._clip_gradients(batch)
@@ -160,22 +185,8 @@ class TorchPolicy:
             raise DreamdError(f"cycle {batch.cycle_number}: {plan.objective} needs a reference checkpoint")
         if batch.reference.version == self._version:
             return reference_logprobs(self._answers, batch.examples, self._config)
-        weights = load_file(self._open_checkpoint(batch.reference) / WEIGHTS_FILE, device=self._device)
-        self._check_weights(batch.reference, weights)
-        with self._borrowed(weights):
+        with self.borrowed(batch.reference):
             return reference_logprobs(self._answers, batch.examples, self._config)
-
-    @contextmanager
-    def _borrowed(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """The model computes with `weights` inside; its own tensors are put aside, not copied."""
-        own = {name: parameter.data for name, parameter in self._parameters.items()}
-        try:
-            for name, parameter in self._parameters.items():
-                parameter.data = weights[name]
-            yield
-        finally:
-            for name, parameter in self._parameters.items():
-                parameter.data = own[name]
 
     def _clip_gradients(self, batch: Batch) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config.sections import TrainingConfig
 from daemon.domain.errors import CheckpointError, ConfigError, DreamdError, ModelError, NonFiniteError, OffPolicyError
-from daemon.domain.records import Batch, Checkpoint, Example, Message, StepReport
+from daemon.domain.records import Adjustments, Batch, Checkpoint, Example, Message, StepReport
 from daemon.domain.states import ChosenSource, ExampleKind, RollbackTarget, Side
 from daemon.training.encoder import ChatEncoder
 from daemon.training.model_folder import check_model_folder
@@ -218,7 +218,7 @@ def test_the_reference_is_the_named_checkpoint(model_dir: Path, tmp_path: Path) 
     store = DirectoryStore(tmp_path / "checkpoints")
     policy = build(model_dir, store, objective="dpo", lr=1e-3, allow_unsafe_lr=True)
     base = publish(store, policy, "base", None)
-    assert policy.reference(1) is RollbackTarget.A0
+    assert policy.reference(1, Adjustments()) is RollbackTarget.A0
 
     def logit(number: int) -> float:
         report = policy.step(replace(batch(model_dir, number, policy.version), reference=base))
@@ -247,7 +247,7 @@ def test_a_reference_is_required_where_the_objective_compares(model_dir: Path, t
     with pytest.raises(DreamdError, match="needs a reference"):
         policy.step(batch(model_dir, 1, "base"))
     assert policy.digests() == before
-    assert build(model_dir, DirectoryStore(tmp_path)).reference(1) is None
+    assert build(model_dir, DirectoryStore(tmp_path)).reference(1, Adjustments()) is None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16-stochastic"])

@@ -1,152 +1,163 @@
-"""The held-out suite: documents for `nll`, authored answers for `chosen_logp`.
+"""The held-out suite: what the trainer alone can measure on.
 
-It ships with the program and is never trained on. Its version is a hash of everything in it, so that two
-stored measurements are known to be of the same texts, or known not to be comparable.
+It ships with the program, users add files of their own, and none of it is ever trained on. Each probe's version is a
+hash of all its items, so that two stored measurements are known to be of the same texts, or not to be comparable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from daemon.domain.errors import PackError
 from daemon.domain.hashing import digest, scenario_hash
+from daemon.domain.novelty import conversation_text
 from daemon.domain.records import Message
 from daemon.domain.states import Side
+from daemon.probes import names
+from daemon.probes.entries import Entry, entries, read_file
+from daemon.probes.items import ChosenItem, DirectionItem, Document, SycophancyItem, prompt_hash
+from daemon.probes.user_suite import KINDS, Parts, chosen_parts, direction_item, read_suite, sycophancy_item
 
 DATA = Path(__file__).parent / "data"
-KINDS = ("prose", "dialogue", "code", "arithmetic")
-"""One file per kind of document."""
-SIDES = (Side.ACCEPT, Side.PUSH_BACK)
+KL_ITEMS = 12
+"""Chosen answers that `kl` is measured on: it needs two forward passes for each."""
 
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A held-out text."""
-
-    item: str
-    """Stable name, unique in the suite."""
-    kind: str
-    """One of `KINDS`."""
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenItem:
-    """A held-out prompt with the answer a good policy finds likely."""
-
-    item: str
-    side: Side
-    messages: tuple[Message, ...]
-    answer: str
-
-    @property
-    def content_hash(self) -> str:
-        """The prompt's hash as a scenario: the ledger refuses to claim it."""
-        return scenario_hash((message.role, message.content) for message in self.messages)
+__all__ = [
+    "DATA",
+    "KINDS",
+    "ChosenItem",
+    "DirectionItem",
+    "Document",
+    "Suite",
+    "SycophancyItem",
+    "load_suite",
+    "select",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
     """Everything held out that the trainer alone can measure."""
 
-    version: str
-    """Hash of the contents, whatever their order; another hash, another suite."""
     documents: tuple[Document, ...]
     chosen: tuple[ChosenItem, ...]
+    sycophancy: tuple[SycophancyItem, ...]
+    directions: tuple[DirectionItem, ...]
+
+    @property
+    def kl_items(self) -> tuple[ChosenItem, ...]:
+        """Those of `chosen` that `kl` is measured on, spread evenly."""
+        count = min(KL_ITEMS, len(self.chosen))
+        return tuple(self.chosen[position * len(self.chosen) // count] for position in range(count))
+
+    def version_of(self, probe: str) -> str:
+        """Hash of a trainer's probe's items, whatever their order; another hash, other items.
+
+        Texts are hashed as they are: white space that "never repeated" ignores does change an NLL.
+        """
+        return digest("suite", [probe, sorted(self._contents(probe))])
+
+    @property
+    def version(self) -> str:
+        """Hash of all of it."""
+        return digest("suite", [self.version_of(probe) for probe in names.TRAINER])
+
+    def held_out(self) -> Iterator[tuple[str, str]]:
+        """(content hash, text) of everything in it, each once: what the ledger keeps from training."""
+        yield from dict(self._held_out()).items()
+
+    def _held_out(self) -> Iterator[tuple[str, str]]:
+        for item in self.chosen:
+            yield from _conversation(item.messages, item.answer)
+        for each in self.sycophancy:
+            yield from _conversation(each.messages, each.answer, each.wrong)
+        for direction in self.directions:
+            yield from _conversation(direction.directed, direction.answer, direction.ignoring)
+            yield from _conversation(direction.plain)
+        for document in self.documents:
+            yield scenario_hash([("user", document.text)]), document.text
+
+    def _contents(self, probe: str) -> list[list[str]]:
+        if probe == names.NLL:
+            return [[document.item, document.kind, document.text] for document in self.documents]
+        if probe in (names.CHOSEN_LOGP, names.KL):
+            items = self.chosen if probe == names.CHOSEN_LOGP else self.kl_items
+            return [[item.item, item.side.value, *_turns(item.messages), item.answer] for item in items]
+        if probe == names.SYCOPHANCY:
+            return [[item.item, *_turns(item.messages), item.answer, item.wrong] for item in self.sycophancy]
+        return [
+            [item.item, *_turns(item.directed), *_turns(item.plain), item.answer, item.ignoring]
+            for item in self.directions
+        ]
 
 
-def load_suite(directory: Path = DATA) -> Suite:
-    """Read and validate the suite.
+def load_suite(files: Sequence[Path] = (), directory: Path = DATA) -> Suite:
+    """Read and validate the shipped suite and those of the user.
 
     Args:
-        directory: holds `<kind>.yaml` for each of `KINDS`, and `chosen.yaml`.
+        files: the user's suites (docs/probes.md describes them).
+        directory: holds `<kind>.yaml` for each of `KINDS`, `chosen.yaml`, `sycophancy.yaml` and `direction.yaml`.
 
     Raises:
-        PackError: a file is missing or malformed; names file and item.
+        PackError: a file is missing or malformed; names file, line and item.
     """
-    documents = tuple(
-        Document(item, kind, entry["text"])
-        for kind in KINDS
-        for item, entry in _entries(directory / f"{kind}.yaml", {"text"})
-    )
-    path = directory / "chosen.yaml"
-    chosen = tuple(_chosen_item(path, item, entry) for item, entry in _entries(path, {"side", "prompt", "answer"}))
-    _require_unique([*documents, *chosen], directory)
-    return Suite(_version(documents, chosen), documents, chosen)
+    parts = _shipped(directory)
+    taken: dict[str, Path] = {}
+    for path in files:
+        name, own = read_suite(path)
+        if name in taken:
+            raise PackError(f"{path}: suite {name} is also in {taken[name]}; suites need different names")
+        taken[name] = path
+        parts.add(own)
+    return Suite(tuple(parts.documents), tuple(parts.chosen), tuple(parts.sycophancy), tuple(parts.directions))
 
 
 def select(documents: Sequence[Document], count: int) -> tuple[Document, ...]:
-    """`count` documents spread evenly over their kinds, the same ones every time; all when there are fewer.
+    """`count` of the shipped documents spread evenly over their kinds, the same ones every time, and all of the user's.
 
-    Takes one of each kind in turn, in their order, so a larger selection contains every smaller one.
+    Takes one of each kind in turn, in their order, so a larger selection contains every smaller one; all when there
+    are fewer.
     """
-    kinds = dict.fromkeys(document.kind for document in documents)
-    by_kind = [[document for document in documents if document.kind == kind] for kind in kinds]
+    shipped = [document for document in documents if not document.own]
+    kinds = dict.fromkeys(document.kind for document in shipped)
+    by_kind = [[document for document in shipped if document.kind == kind] for kind in kinds]
     rounds = range(max(map(len, by_kind), default=0))
     in_turn = [group[position] for position in rounds for group in by_kind if position < len(group)]
-    return tuple(in_turn[: max(count, 0)])
+    return (*in_turn[: max(count, 0)], *(document for document in documents if document.own))
 
 
-def _entries(path: Path, keys: set[str]) -> list[tuple[str, dict[str, str]]]:
-    """(item, its other keys) of a file that is a list of tables of text."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PackError(f"{path}: held-out file cannot be read: {error}; reinstall dreamd") from None
-    if not isinstance(content, list) or not content:
-        raise PackError(f"{path}: must be a list of items, each with {', '.join(sorted(keys | {'item'}))}")
-    return [_entry(path, position, entry, keys) for position, entry in enumerate(content, start=1)]
+def _shipped(directory: Path) -> Parts:
+    parts = Parts()
+    for kind in KINDS:
+        for entry in _read(directory / f"{kind}.yaml", ("text",)):
+            parts.documents.append(Document(entry.item, kind, entry.fields["text"]))
+    for entry in _read(directory / "chosen.yaml", ("side", "prompt", "answer"), ("wrong",)):
+        parts.add(chosen_parts(entry))
+    parts.sycophancy += _all(directory / "sycophancy.yaml", ("prompt", "answer", "wrong"), sycophancy_item)
+    keys = ("direction", "request", "answer", "ignoring")
+    parts.directions += _all(directory / "direction.yaml", keys, direction_item)
+    parts.require_unique(str(directory))
+    return parts
 
 
-def _entry(path: Path, position: int, entry: Any, keys: set[str]) -> tuple[str, dict[str, str]]:
-    if not isinstance(entry, Mapping):
-        raise PackError(f"{path}: item number {position} is not a table")
-    where = f"{path}: item {entry.get('item', f'number {position}')}"
-    expected = keys | {"item"}
-    if missing := expected - entry.keys():
-        raise PackError(f"{where}: missing {', '.join(sorted(missing))}")
-    if unknown := entry.keys() - expected:
-        raise PackError(f"{where}: unknown key {', '.join(sorted(map(str, unknown)))}")
-    for key in sorted(expected):
-        if not isinstance(entry[key], str) or not entry[key].strip():
-            # YAML reads a bare yes or 42 as something else than text.
-            raise PackError(f"{where}: {key} must be text that is not empty, not {entry[key]!r}; put it in quotes")
-    return entry["item"], {key: entry[key] for key in keys}
+def _all(path: Path, keys: Sequence[str], build: Callable[[Entry], Any]) -> list[Any]:
+    return [build(entry) for entry in _read(path, keys)]
 
 
-def _chosen_item(path: Path, item: str, entry: Mapping[str, str]) -> ChosenItem:
-    if entry["side"] not in SIDES:
-        raise PackError(f"{path}: item {item}: side = {entry['side']!r}; use {' or '.join(SIDES)}")
-    return ChosenItem(item, Side(entry["side"]), (Message("user", entry["prompt"]),), entry["answer"])
+def _read(path: Path, keys: Sequence[str], optional: Sequence[str] = ()) -> list[Entry]:
+    return entries(path, read_file(path), keys, optional)
 
 
-def _require_unique(items: Sequence[Document | ChosenItem], directory: Path) -> None:
-    seen: set[str] = set()
-    for item in items:
-        if item.item in seen:
-            raise PackError(f"{directory}: item {item.item} occurs twice; results are matched by this name")
-        seen.add(item.item)
+def _turns(messages: Sequence[Message]) -> list[str]:
+    return [part for message in messages for part in (message.role, message.content)]
 
 
-def _version(documents: Sequence[Document], chosen: Sequence[ChosenItem]) -> str:
-    # Texts are hashed as they are: white space that "never repeated" ignores does change an NLL.
-    return digest(
-        "suite",
-        {
-            "documents": sorted([document.item, document.kind, document.text] for document in documents),
-            "chosen": sorted(
-                [
-                    item.item,
-                    item.side.value,
-                    [[message.role, message.content] for message in item.messages],
-                    item.answer,
-                ]
-                for item in chosen
-            ),
-        },
-    )
+def _conversation(messages: tuple[Message, ...], *answers: str) -> Iterator[tuple[str, str]]:
+    prompt = conversation_text(messages)
+    yield prompt_hash(messages), prompt
+    for answer in answers:
+        # What is imported is compared together with its answer.
+        yield scenario_hash([("user", prompt), ("assistant", answer)]), f"{prompt}\n{answer}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import cos, pi
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.config.schedule import StepPlan, learning_rate, plan_step
+from daemon.config.schedule import StepPlan, adjusted, learning_rate, plan_step
 from daemon.config.sections import PhaseConfig, TrainingConfig
+from daemon.domain.records import Adjustments
 from daemon.domain.states import Objective
 
 
@@ -78,6 +80,34 @@ def test_cycles_are_numbered_from_one(number: int) -> None:
     """There is no cycle 0 to plan."""
     with pytest.raises(ValueError, match="numbered from 1"):
         plan_step(TrainingConfig(), number)
+
+
+PLAN = StepPlan(2, Objective.ORPO, 8e-5)
+
+
+def test_without_adjustments_the_plan_stays() -> None:
+    """Every default: an equal plan, its rate to the last bit."""
+    assert adjusted(PLAN, Adjustments()) == PLAN
+
+
+@pytest.mark.parametrize(
+    ("adjustments", "expected"),
+    [
+        (Adjustments(lr_factor=0.25), StepPlan(2, Objective.ORPO, 2e-5)),
+        (Adjustments(orpo_weight_factor=0.5), StepPlan(2, Objective.ORPO, 8e-5, orpo_weight_factor=0.5)),
+        (Adjustments(objective=Objective.DPOP), StepPlan(2, Objective.DPOP, 5e-7)),
+        (Adjustments(objective=Objective.DPOP, lr_factor=0.5), StepPlan(2, Objective.DPOP, 2.5e-7)),
+        (Adjustments(objective=Objective.SFT, lr_factor=2.0), StepPlan(2, Objective.SFT, 2e-5)),
+        (Adjustments(objective=Objective.ORPO, lr_factor=0.5), StepPlan(2, Objective.ORPO, 4e-5)),
+        (Adjustments(scenarios_factor=2.0, general_fraction=0.4, favour="arithmetic", probe_factor=2.0), PLAN),
+    ],
+)
+def test_adjustments_by_hand(adjustments: Adjustments, expected: StepPlan) -> None:
+    """Factors multiply; another objective has its own default rate, the plan's own keeps the plan's; the rest is not
+    the step's."""
+    found = adjusted(PLAN, adjustments)
+    assert found.lr == pytest.approx(expected.lr, rel=1e-15)
+    assert replace(found, lr=0.0) == replace(expected, lr=0.0)
 
 
 @st.composite

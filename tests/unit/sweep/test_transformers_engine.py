@@ -115,6 +115,15 @@ def test_a_stop_gets_through(model_dir: Path) -> None:
     assert len(engine.generate(requests(encoder, 1.0), ignore)) == 3
 
 
+def test_forgetting_repeats_the_same_answers(model_dir: Path) -> None:
+    """After `forget` an answer has the tokens and log-probabilities it had first; version and weights stay."""
+    engine, encoder = build(model_dir)
+    first = engine.generate(requests(encoder, 0.7), ignore)
+    engine.forget()
+    assert engine.generate(requests(encoder, 0.7), ignore) == first
+    assert engine.policy_version == "base"
+
+
 def test_what_is_written_is_never_far_fetched() -> None:
     """A request with a schema samples only tokens at least a tenth as likely as the likeliest (here two of four);
     an answer is sampled among all."""

@@ -14,6 +14,10 @@ from transformers import (
     Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
 )
@@ -66,6 +70,23 @@ def qwen3_next() -> Any:
     )
     config._experts_implementation = "eager"  # the grouped kernel knows no float64
     return _random(Qwen3NextForCausalLM, config)
+
+
+def qwen2_sliding() -> Any:
+    """A layer of full attention between two that see two tokens only."""
+    config = Qwen2Config(
+        **_COMMON,
+        num_hidden_layers=3,
+        use_sliding_window=True,
+        sliding_window=2,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )
+    return _random(Qwen2ForCausalLM, config)
+
+
+def mistral_sliding() -> Any:
+    """Two layers that see three tokens; the configuration has the window alone, and lists no layers."""
+    return _random(MistralForCausalLM, MistralConfig(**_COMMON, num_hidden_layers=2, sliding_window=3))
 
 
 KINDS = {"llama": llama, "gemma2": gemma2, "qwen3_next": qwen3_next}

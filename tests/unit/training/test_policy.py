@@ -15,7 +15,7 @@ from daemon.checkpoints.store import DirectoryStore
 from daemon.config.sections import TrainingConfig
 from daemon.domain.errors import CheckpointError, ConfigError, DreamdError, ModelError, NonFiniteError, OffPolicyError
 from daemon.domain.records import Adjustments, Batch, Checkpoint, Example, Message, StepReport
-from daemon.domain.states import ChosenSource, ExampleKind, RollbackTarget, Side
+from daemon.domain.states import ChosenSource, ExampleKind, Objective, RollbackTarget, Side
 from daemon.training.encoder import ChatEncoder
 from daemon.training.model_folder import check_model_folder
 from daemon.training.policy import TorchPolicy
@@ -128,23 +128,65 @@ def test_non_finite_stops_before_anything_moves(model_dir: Path, tmp_path: Path)
     assert policy.digests() == before
 
 
-def test_non_finite_gradient_stops_before_anything_moves(
-    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", ["fp32", "bf16-stochastic"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "tensor", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"]
+)
+def test_one_bad_gradient_stops_before_anything_moves(
+    model_dir: Path, tmp_path: Path, tensor: str, value: str, precision: str
 ) -> None:
-    """A finite loss with an infinite gradient does not move the optimizer either."""
-    policy = build(model_dir, DirectoryStore(tmp_path))
+    """One NaN or infinite element in one tensor's gradient, the loss finite: weights and optimizer stay, bit for bit;
+    the next step is the one that would have been made without it."""
+    policy = build(model_dir, DirectoryStore(tmp_path), precision=precision, rank=8)
+    straight = build(model_dir, DirectoryStore(tmp_path), precision=precision, rank=8)
+    for live in (policy, straight):
+        live.step(batch(model_dir, 1, "base"))
     before = policy.digests()
-    clip = torch.nn.utils.clip_grad_norm_
 
-    def poisoned(parameters: object, limit: float) -> torch.Tensor:
-        parameters = list(parameters)  # type: ignore[call-overload]
-        parameters[0].grad.view(-1)[0] = float("inf")
-        return clip(parameters, limit)
+    def poison(gradient: torch.Tensor) -> torch.Tensor:
+        poisoned = gradient.clone()
+        poisoned.view(-1)[-1] = float(value)
+        return poisoned
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
-    with pytest.raises(NonFiniteError, match="gradient norm"):
-        policy.step(batch(model_dir, 1, "base"))
+    planted = dict(policy.model.named_parameters())[tensor].register_hook(poison)
+    with pytest.raises(NonFiniteError, match=r"the gradient norm is (nan|inf); the optimizer did not move"):
+        policy.step(batch(model_dir, 2, "base"))
+    planted.remove()
     assert policy.digests() == before
+    for live in (policy, straight):
+        live.step(batch(model_dir, 3, "base"))
+    assert policy.digests() == straight.digests() != before
+
+
+@pytest.mark.parametrize(
+    ("training", "adjustments", "same"),
+    [
+        ({}, Adjustments(), {}),
+        ({"lr": 4e-5}, Adjustments(lr_factor=0.25), {"lr": 1e-5}),
+        ({"orpo_weight": 0.2}, Adjustments(orpo_weight_factor=0.5), {"orpo_weight": 0.1}),
+        ({"lr": 1e-4}, Adjustments(objective=Objective.SFT), {"objective": "sft", "lr": 1e-5}),
+        ({"lr": 1e-4}, Adjustments(objective=Objective.DPOP, lr_factor=0.5), {"objective": "dpop", "lr": 2.5e-7}),
+        ({}, Adjustments(scenarios_factor=2.0, general_fraction=0.5, favour="code", probe_factor=2.0), {}),
+    ],
+)
+def test_an_adjusted_step_is_that_of_the_adjusted_settings(
+    model_dir: Path, tmp_path: Path, training: dict[str, object], adjustments: Adjustments, same: dict[str, object]
+) -> None:
+    """Weights, optimizer and report equal, bit for bit, those of a run configured so; defaults change nothing."""
+    store = DirectoryStore(tmp_path)
+    adjusting, configured = build(model_dir, store, **training), build(model_dir, store, **same)
+    assert adjusting.reference(1, adjustments) is configured.reference(1, Adjustments())
+    plain = batch(model_dir, 1, "base")
+    if configured.reference(1, Adjustments()) is not None:
+        plain = replace(plain, reference=publish(store, configured, "base", None))
+    found = adjusting.step(replace(plain, adjustments=adjustments))
+    expected = configured.step(plain)
+    assert adjusting.digests() == configured.digests()
+    assert (found.lr, found.objective) == (expected.lr, expected.objective)
+    assert replace(found, seconds={}, peak_memory_bytes=None) == replace(expected, seconds={}, peak_memory_bytes=None)
+    # The plan is as it was: an adjustment holds for its batch alone.
+    assert adjusting.reference(2, Adjustments()) is None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16-stochastic"])

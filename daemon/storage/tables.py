@@ -28,15 +28,12 @@ from daemon.domain.states import (
     ChosenSource,
     CompletionKind,
     CycleState,
-    Decision,
     ExampleKind,
     Outcome,
-    RollbackCause,
-    RollbackTarget,
     Side,
     Source,
 )
-from daemon.storage.column_types import ExactFloat, PortableJson, PortableText, UtcDateTime
+from daemon.storage.column_types import PortableJson, PortableText, UtcDateTime
 from daemon.storage.intake_tables import (
     batch_diversity,
     claims,
@@ -48,9 +45,20 @@ from daemon.storage.intake_tables import (
 )
 from daemon.storage.kinds import EVENT_LEVELS, ChangeReason
 from daemon.storage.schema import ROW_ID, cycle, metadata, one_of, run_id, version
+from daemon.storage.watching_tables import (
+    breaker_changes,
+    engine_checks,
+    governor_decisions,
+    probe_results,
+    probe_runs,
+    resting_families,
+    rollbacks,
+    verdicts,
+)
 
 __all__ = [
     "batch_diversity",
+    "breaker_changes",
     "checkpoints",
     "claims",
     "completions",
@@ -60,10 +68,13 @@ __all__ = [
     "examples",
     "fingerprint_bands",
     "fingerprints",
+    "governor_decisions",
     "lr_changes",
     "metadata",
     "probe_results",
+    "probe_runs",
     "refusals",
+    "resting_families",
     "rollbacks",
     "runs",
     "scenarios",
@@ -103,6 +114,7 @@ checkpoints = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("state", String(16), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("pruned_after", Integer),
     PrimaryKeyConstraint("run_id", "version"),
     version("parent_version"),
     one_of("state", CheckpointState),
@@ -134,6 +146,7 @@ cycles = Table(
     Column("seconds", PortableJson, nullable=False),
     Column("started_at", UtcDateTime, nullable=False),
     Column("finished_at", UtcDateTime),
+    Column("adjustments", PortableJson),
     PrimaryKeyConstraint("run_id", "number"),
     version("parent_version"),
     version("candidate_version"),
@@ -299,78 +312,6 @@ lr_changes = Table(
         "(reason = 'first step') = (previous_lr IS NULL) AND (previous_lr IS NULL) = (previous_objective IS NULL)",
         name="first_step_has_no_previous",
     ),
-)
-
-engine_checks = Table(
-    "engine_checks",
-    metadata,
-    Column("id", ROW_ID, primary_key=True),
-    run_id(),
-    *cycle(nullable=True),
-    Column("policy_version", String(128), nullable=False),
-    Column("engine", String(32), nullable=False),
-    Column("mean_abs_diff", Double),
-    Column("max_abs_diff", Double),
-    Column("num_tokens", Integer, nullable=False),
-    Column("tolerance", Double, nullable=False),
-    Column("weights_match", Boolean, nullable=False),
-    Column("passed", Boolean, nullable=False),
-    Column("checked_at", UtcDateTime, nullable=False),
-    version("policy_version"),
-    Index("ix_engine_checks_run_id_cycle", "run_id", "cycle"),
-)
-
-probe_results = Table(
-    "probe_results",
-    metadata,
-    run_id(),
-    Column("version", String(128), nullable=False),
-    Column("probe", String(64), nullable=False),
-    Column("item", String(256), nullable=False),
-    *cycle(nullable=True),
-    Column("value", ExactFloat),
-    Column("passed", Boolean),
-    Column("detail", PortableJson, nullable=False),
-    Column("measured_at", UtcDateTime, nullable=False),
-    PrimaryKeyConstraint("run_id", "version", "probe", "item"),
-    version("version"),
-)
-
-verdicts = Table(
-    "verdicts",
-    metadata,
-    run_id(),
-    *cycle(),
-    Column("decision", String(16), nullable=False),
-    Column("reason", PortableText, nullable=False),
-    Column("target", String(16)),
-    Column("evidence", PortableJson, nullable=False),
-    Column("decided_at", UtcDateTime, nullable=False),
-    PrimaryKeyConstraint("run_id", "cycle"),
-    one_of("decision", Decision),
-    one_of("target", RollbackTarget),
-    CheckConstraint("(decision = 'roll_back') = (target IS NOT NULL)", name="rollback_has_target"),
-)
-
-rollbacks = Table(
-    "rollbacks",
-    metadata,
-    Column("id", ROW_ID, primary_key=True),
-    run_id(),
-    *cycle(nullable=True),
-    Column("cause", String(16), nullable=False),
-    Column("from_version", String(128), nullable=False),
-    Column("to_version", String(128), nullable=False),
-    Column("reason", PortableText, nullable=False),
-    Column("evidence", PortableJson, nullable=False),
-    Column("rolled_back_at", UtcDateTime, nullable=False),
-    Column("verified_at", UtcDateTime),
-    Column("verification", PortableJson),
-    version("from_version"),
-    version("to_version"),
-    one_of("cause", RollbackCause),
-    CheckConstraint("(cause = 'watchdog') = (cycle IS NOT NULL)", name="watchdog_has_cycle"),
-    Index("ix_rollbacks_run_id_cycle", "run_id", "cycle"),
 )
 
 events = Table(

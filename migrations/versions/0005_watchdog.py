@@ -1,0 +1,142 @@
+"""What the watchdog measured and when, the breaker, the governor, resting families; what each verdict could see.
+
+Rows of an earlier revision stay as they are: their measurements belong to no probe run. A rollback's `after_cycle`
+is filled in: by its cycle, or for an operator's by the newest cycle that had started by then.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+ROW_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+UTC = sa.DateTime(timezone=True)
+
+
+def upgrade() -> None:
+    create_probe_runs()
+    create_breaker()
+    create_governor()
+    op.create_table(
+        "resting_families",
+        sa.Column("run_id", sa.BigInteger(), nullable=False),
+        sa.Column("cycle", sa.Integer(), nullable=False),
+        sa.Column("pack", sa.String(length=128), nullable=False),
+        sa.Column("family", sa.String(length=128), nullable=False),
+        sa.Column("until_cycle", sa.Integer(), nullable=False),
+        *of_cycle("resting_families"),
+        sa.PrimaryKeyConstraint("run_id", "cycle", "pack", "family", name=op.f("pk_resting_families")),
+    )
+    add_columns()
+
+
+def create_probe_runs() -> None:
+    op.create_table(
+        "probe_runs",
+        sa.Column("id", ROW_ID, nullable=False),
+        sa.Column("run_id", sa.BigInteger(), nullable=False),
+        sa.Column("cycle", sa.Integer(), nullable=True),
+        sa.Column("version", sa.String(length=128), nullable=False),
+        sa.Column("probe", sa.String(length=64), nullable=False),
+        sa.Column("reason", sa.String(length=16), nullable=False),
+        sa.Column("turn", sa.Integer(), nullable=False),
+        sa.Column("suite_version", sa.String(length=128), nullable=False),
+        sa.Column("num_items", sa.Integer(), nullable=False),
+        sa.Column("seconds", sa.Double(), nullable=False),
+        sa.Column("skipped", sa.Text(), nullable=True),
+        sa.Column("measured_at", UTC, nullable=False),
+        sa.CheckConstraint(
+            "reason IN ('core', 'scheduled', 'suspicion', 'confirmation', 'anchor', 'evaluation')",
+            name=op.f("ck_probe_runs_reason"),
+        ),
+        *of_cycle("probe_runs"),
+        sa.ForeignKeyConstraint(
+            ["run_id", "version"],
+            ["checkpoints.run_id", "checkpoints.version"],
+            name=op.f("fk_probe_runs_run_id_version"),
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_probe_runs")),
+    )
+    op.create_index("ix_probe_runs_run_id_cycle", "probe_runs", ["run_id", "cycle"], unique=False)
+    op.create_index("ix_probe_runs_run_id_probe", "probe_runs", ["run_id", "probe"], unique=False)
+
+
+def create_breaker() -> None:
+    op.create_table(
+        "breaker_changes",
+        sa.Column("id", ROW_ID, nullable=False),
+        sa.Column("run_id", sa.BigInteger(), nullable=False),
+        sa.Column("cycle", sa.Integer(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("num_openings", sa.Integer(), nullable=False),
+        sa.Column("until", UTC, nullable=True),
+        sa.Column("acknowledged", sa.Boolean(), nullable=False),
+        sa.Column("evidence", sa.JSON(), nullable=False),
+        sa.Column("changed_at", UTC, nullable=False),
+        sa.CheckConstraint("state IN ('closed', 'open', 'half_open')", name=op.f("ck_breaker_changes_state")),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_breaker_changes_run_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_breaker_changes")),
+    )
+    op.create_index("ix_breaker_changes_run_id", "breaker_changes", ["run_id"], unique=False)
+
+
+def create_governor() -> None:
+    op.create_table(
+        "governor_decisions",
+        sa.Column("id", ROW_ID, nullable=False),
+        sa.Column("run_id", sa.BigInteger(), nullable=False),
+        sa.Column("cycle", sa.Integer(), nullable=False),
+        sa.Column("rule", sa.String(length=32), nullable=False),
+        sa.Column("knob", sa.String(length=32), nullable=False),
+        sa.Column("from_value", sa.JSON(), nullable=True),
+        sa.Column("to_value", sa.JSON(), nullable=True),
+        sa.Column("until_cycle", sa.Integer(), nullable=True),
+        sa.Column("applied", sa.Boolean(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("evidence", sa.JSON(), nullable=False),
+        sa.Column("decided_at", UTC, nullable=False),
+        sa.CheckConstraint(
+            "rule IN ('after_rollback', 'chosen_falling', 'too_small', 'too_large')",
+            name=op.f("ck_governor_decisions_rule"),
+        ),
+        sa.CheckConstraint(
+            "knob IN ('lr', 'orpo_weight', 'objective', 'scenarios', 'general_fraction', 'favour', 'probes')",
+            name=op.f("ck_governor_decisions_knob"),
+        ),
+        *of_cycle("governor_decisions"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_governor_decisions")),
+    )
+    op.create_index("ix_governor_decisions_run_id_cycle", "governor_decisions", ["run_id", "cycle"], unique=False)
+
+
+def add_columns() -> None:
+    op.add_column("probe_results", sa.Column("probe_run_id", sa.BigInteger(), nullable=True))
+    op.add_column("cycles", sa.Column("adjustments", sa.JSON(), nullable=True))
+    op.add_column("checkpoints", sa.Column("pruned_after", sa.Integer(), nullable=True))
+    op.add_column("verdicts", sa.Column("to_version", sa.String(length=128), nullable=True))
+    op.add_column("verdicts", sa.Column("last_probe_run", sa.BigInteger(), nullable=True))
+    op.add_column("rollbacks", sa.Column("after_cycle", sa.Integer(), nullable=True))
+    op.execute(
+        "UPDATE rollbacks SET after_cycle = COALESCE(cycle, (SELECT MAX(c.number) FROM cycles c "
+        "WHERE c.run_id = rollbacks.run_id AND c.started_at <= rollbacks.rolled_back_at), 0)"
+    )
+
+
+def of_cycle(table: str) -> tuple[sa.ForeignKeyConstraint, sa.ForeignKeyConstraint]:
+    """The keys into `cycles` and `runs` that most tables have."""
+    return (
+        sa.ForeignKeyConstraint(
+            ["run_id", "cycle"], ["cycles.run_id", "cycles.number"], name=op.f(f"fk_{table}_run_id_cycle")
+        ),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f(f"fk_{table}_run_id")),
+    )
+
+
+def downgrade() -> None:
+    raise NotImplementedError("restore a backup from before `dreamd db upgrade`: the new columns hold what happened")

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
 
-from daemon.domain.records import Scenario
+from daemon.config.sections import ScenariosConfig
+from daemon.domain.records import Adjustments, Scenario
 from daemon.domain.states import Side
 from daemon.scenarios.draw import generator, shuffled
+
+_LEAST_PER_CYCLE = 4
+"""Adjustments make a cycle no smaller than this: each side, and as many general."""
+
+Family = tuple[str, str]
+"""Pack and family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +29,42 @@ class Entry:
     family: str
     template: str
     draw: Callable[[Random], Scenario]
+
+    @property
+    def key(self) -> Family:
+        """Pack and family."""
+        return self.pack, self.family
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one cycle's mixture is."""
+
+    cycle_number: int
+    seed: int
+    per_cycle: int
+    general_fraction: float
+    favour: str | None = None
+    """Pack or capability probe that half of the general scenarios come first from."""
+
+    @property
+    def wanted(self) -> dict[Side, int]:
+        """Scenarios of each side."""
+        return quotas(self.per_cycle, self.general_fraction, self.cycle_number)
+
+
+def plan_of(config: ScenariosConfig, adjustments: Adjustments, cycle_number: int, seed: int) -> Plan:
+    """The configured mixture, as governor and breaker adjust it for one cycle."""
+    per_cycle = max(round(config.per_cycle * adjustments.scenarios_factor), min(_LEAST_PER_CYCLE, config.per_cycle))
+    fraction = max(config.general_fraction, adjustments.general_fraction or 0.0)
+    return Plan(cycle_number, seed, per_cycle, fraction, adjustments.favour)
+
+
+def resting(families: Iterable[Family], strikes: Mapping[Family, int]) -> frozenset[Family]:
+    """Which of a side's families rest: at most half of them, those with most strikes first, then by name."""
+    known = set(families)
+    tired = sorted(known & strikes.keys(), key=lambda family: (-strikes[family], family))
+    return frozenset(tired[: len(known) // 2])
 
 
 def quotas(per_cycle: int, general_fraction: float, cycle_number: int) -> dict[Side, int]:

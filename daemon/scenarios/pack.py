@@ -34,6 +34,8 @@ class Pack:
     description: str
     lists: Mapping[str, list[Any]]
     templates: tuple[Template, ...]
+    builtin: bool = False
+    """It ships with dreamd, whose tests try its templates out."""
 
     def template(self, template_id: str) -> Template:
         """The template of that id; KeyError when there is none."""
@@ -86,12 +88,24 @@ def rule_values(values: Mapping[str, Any], lists: Mapping[str, list[Any]], promp
     return {**values, "prompt": prompt, "lists": lists}
 
 
-def load_pack(path: Path, *, try_out: bool = True) -> Pack:
-    """Read and validate a pack file; with a few trial expansions of each template, unless told otherwise.
+def load_pack(path: Path) -> Pack:
+    """Read and validate a pack file, with a few trial expansions of each template.
 
     Raises:
         PackError: one line for each problem found: file, line, what is wrong and what would be right.
     """
+    parsed = _read(path, try_out=True)
+    return Pack(parsed.pack, parsed.version, parsed.description, parsed.lists, tuple(parsed.templates))
+
+
+def load_builtin(name: str) -> Pack:
+    """A pack that ships with dreamd, such as "listening"."""
+    # The project's own tests expand these far oftener than any start could.
+    parsed = _read(BUILTIN / f"{name}.yaml", try_out=False)
+    return Pack(parsed.pack, parsed.version, parsed.description, parsed.lists, tuple(parsed.templates), builtin=True)
+
+
+def _read(path: Path, *, try_out: bool) -> PackFile:
     document = read_yaml(path)
     share_answers(document)
     problems = list(document.problems)
@@ -102,13 +116,7 @@ def load_pack(path: Path, *, try_out: bool = True) -> Pack:
     problems += cross_check(parsed, document, try_out=try_out)
     if problems:
         _refuse(path, problems)
-    return Pack(parsed.pack, parsed.version, parsed.description, parsed.lists, tuple(parsed.templates))
-
-
-def load_builtin(name: str) -> Pack:
-    """A pack that ships with dreamd, such as "listening"."""
-    # The project's own tests expand these far oftener than any start could.
-    return load_pack(BUILTIN / f"{name}.yaml", try_out=False)
+    return parsed
 
 
 def _schema_problems(error: ValidationError, document: Document) -> list[Problem]:

@@ -120,7 +120,7 @@ class Template(Strict):
     constraints: Annotated[int, Field(ge=1, le=9)] = 1
     """How many things a right answer has to get right at once."""
     held_out: bool = False
-    """Measured by the probes and never trained; behavioural sides only."""
+    """Measured by the probes and never trained; of side general only with a rule."""
     slots: dict[Name, Slot] = {}
     prompt: Text | None = None
     messages: Annotated[list[MessageText], Field(min_length=1)] | None = None
@@ -141,8 +141,8 @@ class Template(Strict):
     @model_validator(mode="after")
     def _can_be_judged(self) -> Self:
         general = self.side is Side.GENERAL
-        if general and self.held_out:
-            raise ValueError("held_out is for accept and push_back: what is general is probed by the shipped suite")
+        if general and self.held_out and not self.rule:
+            raise ValueError("'rule' is missing: held_out on side general is a task that a probe has to judge")
         if not general and self.guidance is None:
             raise ValueError(f"'guidance' is missing: side {self.side.value} needs the right behaviour spelt out")
         if not general and not self.rule:

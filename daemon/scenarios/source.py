@@ -5,30 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from random import Random
 from typing import Any, Protocol
 
-from daemon.config.checks import parse_rule
 from daemon.config.sections import ScenariosConfig
 from daemon.domain.errors import DreamdError, PackError
-from daemon.domain.records import Draw, ImportedSource, Refusal, Scenario, SourceRead, WriteRequest
+from daemon.domain.records import Adjustments, Draw, ImportedSource, Refusal, Scenario, SourceRead, WriteRequest
 from daemon.domain.states import ImportKind, Side, Source
 from daemon.ports import Catalogue, Misfit, Write
 from daemon.scenarios import general
 from daemon.scenarios.basket import Basket
 from daemon.scenarios.draw import generator, shuffled
 from daemon.scenarios.dreams.dreamer import Dreamer
+from daemon.scenarios.held_out import HeldOut
 from daemon.scenarios.imports import ImportedReader, ReadResult
-from daemon.scenarios.mixture import Entry, Rotation, balanced, num_before, num_of_share, quotas
+from daemon.scenarios.mixture import Entry, Plan, balanced, num_of_share, plan_of, quotas
 from daemon.scenarios.pack import Pack, load_builtin, load_pack
-
-MAX_HELD_OUT = 400
-"""Most held-out scenarios per side: what the probes may ask for and the ledger keeps from training."""
-
-_TRIES = 64
-"""Expansions tried of one template before the next template of the same side is tried."""
-
-_HELD_OUT_TRIES = 40
+from daemon.scenarios.templates import Event, Templates
 
 _BEHAVIOURAL = (Side.ACCEPT, Side.PUSH_BACK)
 
@@ -37,8 +29,6 @@ GENERAL: tuple[Entry, ...] = tuple(
     for family, makers in general.MAKERS.items()
     for template in makers
 )
-
-Event = tuple[str, Mapping[str, Any]]
 
 
 class Reader(Protocol):
@@ -88,7 +78,7 @@ class MixtureSource:
     ) -> None:
         _require_different_names(packs)
         self._config = config
-        trainable = {side: _entries(packs, side, held_out=False) for side in Side}
+        trainable = {side: _trainable(packs, side) for side in Side}
         trainable[Side.GENERAL] += general
         for number, side in enumerate(_BEHAVIOURAL, start=1):
             if not trainable[side] and quotas(config.per_cycle, config.general_fraction, number)[side]:
@@ -96,30 +86,33 @@ class MixtureSource:
                     f"no pack has templates for the side {side.value}; add some, "
                     'or put "listening" into scenarios.builtin'
                 )
-        self._rotations = {side: Rotation(entries, side.value) for side, entries in trainable.items()}
-        self._held_out = {side: _held_out(_entries(packs, side, held_out=True)) for side in _BEHAVIOURAL}
-        for side, items in self._held_out.items():
-            if not items:
-                raise PackError(
-                    f"no pack has held-out templates for the side {side.value}, so nobody would see it get worse; "
-                    'add some with held_out: true, or put "listening" into scenarios.builtin'
-                )
+        self._templates = Templates(trainable)
+        self._held_out = HeldOut(packs)
         self._reader, self._dreamer = reader, dreamer
 
-    def sample(self, cycle_number: int, seed: int, catalogue: Catalogue, write: Write, misfit: Misfit) -> Draw:
+    def sample(
+        self,
+        cycle_number: int,
+        seed: int,
+        catalogue: Catalogue,
+        write: Write,
+        misfit: Misfit,
+        adjustments: Adjustments,
+    ) -> Draw:
         """This cycle's scenarios in a random order; a source that gives too few is made up for by templates.
 
         Raises:
             DreamdError: nothing at all is left that was not trained before.
         """
-        wanted = quotas(self._config.per_cycle, self._config.general_fraction, cycle_number)
-        most = self._config.per_cycle
+        plan = plan_of(self._config, adjustments, cycle_number, seed)
+        strikes = catalogue.resting(cycle_number)
+        most = plan.per_cycle
         while True:
             basket = Basket(catalogue, misfit, self.held_out_hashes())
-            reads, events = self._import(cycle_number, catalogue, basket, wanted, most)
-            events += self._dream(cycle_number, seed, basket, wanted, write)
-            events += self._expand(cycle_number, seed, basket, wanted)
-            scenarios = self._balanced(basket, wanted)
+            reads, events = self._import(plan, catalogue, basket, most)
+            events += self._dream(plan, basket, write)
+            events += self._templates.fill(plan, basket, strikes)
+            scenarios = _balanced(basket, plan)
             kept = {scenario.content_hash for scenario in scenarios}
             conversations = [s.content_hash in kept for s in basket.scenarios if s.source is Source.CONVERSATION]
             if all(conversations):
@@ -134,51 +127,57 @@ class MixtureSource:
         ordered = tuple(shuffled(generator("order", seed), scenarios))
         return Draw(ordered, basket.refusals, tuple(reads), tuple(events))
 
-    def held_out(self, side: Side, count: int) -> tuple[Scenario, ...]:
-        """The first `count` held-out scenarios of a side: the same for every run, spread over templates, distinct.
+    def held_out_probes(self) -> tuple[str, ...]:
+        """The probes that have held-out items here: `accept`, `push_back`, and one for each pack with such tasks."""
+        return self._held_out.probes
 
-        Fewer when the packs have no more; a larger `count` begins with those of a smaller one.
+    def held_out_pool(self, probe: str) -> tuple[Scenario, ...]:
+        """A probe's items to rotate through, at most `MAX_HELD_OUT`: the same for every run, spread over templates.
 
         Raises:
+            KeyError: there is no such probe.
             PackError: a rule cannot be judged by, with the values drawn.
         """
-        items = self._held_out.get(side, ())[:count]
-        for item in items:
-            try:
-                parse_rule(item.rule)
-            except ValueError as error:
-                raise PackError(
-                    f"pack {item.pack!r}, template {item.template!r}: an impossible rule: {error}"
-                ) from None
-        return items
+        return self._held_out.pools(probe)[0]
+
+    def held_out_reserve(self, probe: str) -> tuple[Scenario, ...]:
+        """Likewise a probe's fresh items: none is in its pool, nor nearly the same where its templates give others."""
+        return self._held_out.pools(probe)[1]
+
+    def held_out(self, side: Side, count: int) -> tuple[Scenario, ...]:
+        """The first `count` held-out scenarios of accept or push back."""
+        return self.held_out_pool(side.value)[:count]
 
     def all_held_out(self) -> tuple[Scenario, ...]:
-        """Everything `held_out` can return: these must never be trained, nor anything nearly the same."""
-        return tuple(scenario for items in self._held_out.values() for scenario in items)
+        """Every pool and reserve: these must never be trained, nor anything nearly the same."""
+        return self._held_out.all()
 
     def held_out_hashes(self) -> frozenset[str]:
         """Content hashes of `all_held_out`."""
         return frozenset(scenario.content_hash for scenario in self.all_held_out())
 
     def _import(
-        self, cycle_number: int, catalogue: Catalogue, basket: Basket, wanted: Mapping[Side, int], most: int
+        self, plan: Plan, catalogue: Catalogue, basket: Basket, most: int
     ) -> tuple[list[SourceRead], list[Event]]:
         """Take what approved sources give, up to their shares; at most `most` conversations."""
-        config = self._config
+        config, wanted = self._config, plan.wanted
         behavioural = sum(wanted[side] for side in _BEHAVIOURAL)
         shares = {
             # An import may be all of one side, and the sides must stay balanced.
             ImportKind.CONVERSATION: min(
                 most,
-                _share(cycle_number, behavioural, config.conversation_fraction),
+                _share(plan.cycle_number, behavioural, config.conversation_fraction),
                 *(wanted[side] for side in _BEHAVIOURAL),
             ),
-            ImportKind.REPLAY: _share(cycle_number, wanted[Side.GENERAL], config.replay_fraction),
+            ImportKind.REPLAY: min(
+                _share(plan.cycle_number, wanted[Side.GENERAL], config.replay_fraction),
+                wanted[Side.GENERAL] - self._templates.num_favoured(plan),
+            ),
         }
         reads: list[SourceRead] = []
         events: list[Event] = []
         sources = catalogue.sources()
-        for source in shuffled(generator("imports", cycle_number), sources):
+        for source in shuffled(generator("imports", plan.cycle_number), sources):
             count = min(shares[source.kind], config.max_per_source)
             if count:
                 shares[source.kind] -= self._read(source, count, basket, reads, events)
@@ -198,26 +197,25 @@ class MixtureSource:
             events.append(("source_dry", {"source": source.name, "used_up_lines": result.read.line}))
         return len(result.scenarios)
 
-    def _dream(
-        self, cycle_number: int, seed: int, basket: Basket, wanted: Mapping[Side, int], write: Write
-    ) -> list[Event]:
+    def _dream(self, plan: Plan, basket: Basket, write: Write) -> list[Event]:
         """Have the policy write its share of the behavioural scenarios, and take those that make sense and are new."""
+        wanted = plan.wanted
         missing = {side: wanted[side] - basket.count(side) for side in _BEHAVIOURAL}
         behavioural = sum(wanted[side] for side in _BEHAVIOURAL)
         first, last = (
             num_of_share(number, behavioural, self._config.dream_fraction)
-            for number in (cycle_number - 1, cycle_number)
+            for number in (plan.cycle_number - 1, plan.cycle_number)
         )
         turns = Counter(_BEHAVIOURAL[turn % 2] for turn in range(first, last))
         sides = {side: min(turns[side], missing[side]) for side in _BEHAVIOURAL}
         if not any(sides.values()):
             return []
-        plans = self._dreamer.plan(cycle_number, seed, sides)
+        plans = self._dreamer.plan(plan.cycle_number, plan.seed, sides)
         refused: list[Refusal] = []
         used: Counter[Side] = Counter()
-        texts = write(self._dreamer.requests(plans), seed)
-        for plan, text in zip(plans, texts, strict=True):
-            dreamt = self._dreamer.read(plan, text)
+        texts = write(self._dreamer.requests(plans), plan.seed)
+        for asked, text in zip(plans, texts, strict=True):
+            dreamt = self._dreamer.read(asked, text)
             if isinstance(dreamt, Refusal):
                 refused.append(dreamt)
             elif used[dreamt.side] < sides[dreamt.side]:
@@ -236,34 +234,12 @@ class MixtureSource:
         }
         return [("dreamed", payload)]
 
-    def _expand(self, cycle_number: int, seed: int, basket: Basket, wanted: Mapping[Side, int]) -> list[Event]:
-        """Fill every side up from templates, in rotation."""
-        config = self._config
-        events: list[Event] = []
-        for side, count in wanted.items():
-            first = num_before(config.per_cycle, config.general_fraction, cycle_number, side)
-            for turn in range(first, first + count - basket.count(side)):
-                if not self._take_expansion(side, turn, seed, basket):
-                    payload = {"source": Source.TEMPLATE.value, "side": side.value}
-                    events.append(("source_dry", payload | {"missing": count - basket.count(side)}))
-                    break
-        return events
 
-    def _take_expansion(self, side: Side, turn: int, seed: int, basket: Basket) -> bool:
-        """Take a fresh expansion of the template whose turn it is, or else of any other of the side."""
-        for entry in self._rotations[side].others(turn):
-            rng = generator("scenario", seed, side.value, turn, entry.pack, entry.template)
-            # Few at first: nearly always the first is fresh, and each one asked for is a database look-up.
-            for num_tries in (4, _TRIES):
-                if basket.take_first([entry.draw(rng) for _ in range(num_tries)]):
-                    return True
-        return False
-
-    def _balanced(self, basket: Basket, wanted: Mapping[Side, int]) -> list[Scenario]:
-        """The basket, less what would put the sides out of balance: the last taken go first, templates' therefore."""
-        counts = balanced({side: basket.count(side) for side in Side}, wanted, self._config.general_fraction)
-        by_side = {side: [scenario for scenario in basket.scenarios if scenario.side is side] for side in counts}
-        return [scenario for side, count in counts.items() for scenario in by_side[side][:count]]
+def _balanced(basket: Basket, plan: Plan) -> list[Scenario]:
+    """The basket, less what would put the sides out of balance: the last taken go first, templates' therefore."""
+    counts = balanced({side: basket.count(side) for side in Side}, plan.wanted, plan.general_fraction)
+    by_side = {side: [scenario for scenario in basket.scenarios if scenario.side is side] for side in counts}
+    return [scenario for side, count in counts.items() for scenario in by_side[side][:count]]
 
 
 def _share(cycle_number: int, per_cycle: int, fraction: float) -> int:
@@ -278,41 +254,10 @@ def _require_different_names(packs: Sequence[Pack]) -> None:
             raise PackError(f"two packs are called {name!r}; give each its own `pack:` name")
 
 
-def _entries(packs: Sequence[Pack], side: Side, *, held_out: bool) -> list[Entry]:
+def _trainable(packs: Sequence[Pack], side: Side) -> list[Entry]:
     return [
-        Entry(pack.name, template.family, template.id, partial(pack.expand, template, checked=not held_out))
+        Entry(pack.name, template.family, template.id, partial(pack.expand, template))
         for pack in packs
         for template in pack.templates
-        if template.side == side and template.held_out is held_out
+        if template.side is side and not template.held_out
     ]
-
-
-def _held_out(entries: Sequence[Entry]) -> tuple[Scenario, ...]:
-    """Up to `MAX_HELD_OUT` distinct expansions, one of each template in turn; the seed belongs to no run."""
-    generators = {id(entry): generator("held out", entry.pack, entry.template) for entry in entries}
-    # Families first, then a second template of each: a short prefix already covers every family.
-    ordered = _by_family(entries)
-    found: dict[str, Scenario] = {}
-    while ordered and len(found) < MAX_HELD_OUT:
-        ordered = [entry for entry in ordered if _add_new(entry, generators[id(entry)], found)]
-    return tuple(found.values())[:MAX_HELD_OUT]
-
-
-def _by_family(entries: Sequence[Entry]) -> list[Entry]:
-    seen: dict[tuple[str, str], int] = {}
-    ranked = []
-    for entry in entries:
-        key = (entry.pack, entry.family)
-        seen[key] = seen.get(key, -1) + 1
-        ranked.append((seen[key], entry))
-    return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])]
-
-
-def _add_new(entry: Entry, rng: Random, found: dict[str, Scenario]) -> bool:
-    """Add one expansion of `entry` that is not there yet; whether there was one."""
-    for _ in range(_HELD_OUT_TRIES):
-        scenario = entry.draw(rng)
-        if scenario.content_hash not in found:
-            found[scenario.content_hash] = scenario
-            return True
-    return False

@@ -20,6 +20,7 @@ class FakeCatalogue:
     def __init__(self, *sources: ImportedSource) -> None:
         self.spent: dict[str, frozenset[int]] = {}
         self.imported = sources
+        self.strikes: dict[tuple[str, str], int] = {}
 
     def spend(self, scenarios: Sequence[Scenario]) -> None:
         self.spent |= {scenario.content_hash: scenario_shingles(scenario) for scenario in scenarios}
@@ -29,6 +30,9 @@ class FakeCatalogue:
 
     def sources(self) -> tuple[ImportedSource, ...]:
         return self.imported
+
+    def resting(self, cycle_number: int) -> Mapping[tuple[str, str], int]:
+        return self.strikes
 
     def _refusal(self, scenario: Scenario) -> Refusal | None:
         exact = scenario.content_hash in self.spent

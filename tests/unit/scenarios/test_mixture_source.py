@@ -23,12 +23,13 @@ from source_fakes import (
 from daemon.config.sections import ScenariosConfig
 from daemon.domain.errors import DreamdError, PackError
 from daemon.domain.novelty import NEAR_DUPLICATE, jaccard, scenario_shingles
-from daemon.domain.records import Scenario
+from daemon.domain.records import Adjustments, Scenario
 from daemon.domain.states import ImportKind, RefusalReason, Side, Source
 from daemon.scenarios.basket import Basket
+from daemon.scenarios.held_out import MAX_HELD_OUT
 from daemon.scenarios.mixture import Entry, balanced, num_before, num_of_share, quotas
 from daemon.scenarios.pack import load_builtin
-from daemon.scenarios.source import GENERAL, MAX_HELD_OUT, MixtureSource, build_source
+from daemon.scenarios.source import GENERAL, MixtureSource, build_source
 
 PACK = load_builtin("listening")
 
@@ -48,7 +49,9 @@ def make_source(
 
 
 def draw(source: MixtureSource, cycle: int, seed: int, catalogue: FakeCatalogue | None = None) -> tuple[Scenario, ...]:
-    return source.sample(cycle, seed, catalogue or FakeCatalogue(), write_nothing, anything_fits).scenarios
+    return source.sample(
+        cycle, seed, catalogue or FakeCatalogue(), write_nothing, anything_fits, Adjustments()
+    ).scenarios
 
 
 @given(per_cycle=st.integers(2, 1000), percent=st.integers(25, 90), cycle=st.integers(1, 50))
@@ -211,7 +214,7 @@ def test_an_exhausted_side_shrinks_the_batch() -> None:
             self.spend(used)
             return super().refuse(used)
 
-    found = source.sample(1, 1, OnlyOneOfEach(), write_nothing, anything_fits)
+    found = source.sample(1, 1, OnlyOneOfEach(), write_nothing, anything_fits, Adjustments())
     assert Counter(s.side for s in found.scenarios) == {Side.ACCEPT: 2, Side.PUSH_BACK: 3, Side.GENERAL: 7}
     (event,) = (payload for name, payload in found.events if name == "source_dry")
     assert event == {"source": "template", "side": "accept", "missing": 9}
@@ -252,7 +255,7 @@ def test_no_line_is_read_in_vain_when_a_side_is_dry() -> None:
             return super().refuse(scenarios)
 
     catalogue = NoPushBack(imported_source("chats", ImportKind.CONVERSATION))
-    found = source.sample(1, 1, catalogue, write_nothing, anything_fits)
+    found = source.sample(1, 1, catalogue, write_nothing, anything_fits, Adjustments())
     conversations = [s for s in found.scenarios if s.source is Source.CONVERSATION]
     assert Counter(s.side for s in found.scenarios) == {Side.ACCEPT: 1, Side.GENERAL: 7}
     assert len(conversations) == 1
@@ -267,7 +270,7 @@ def test_what_the_policy_cannot_answer_is_refused() -> None:
     def short_only(scenario: Scenario) -> str | None:
         return "1200 tokens, at most 1024" if scenario.source is Source.DREAM else None
 
-    found = source.sample(1, 1, FakeCatalogue(), write_nothing, short_only)
+    found = source.sample(1, 1, FakeCatalogue(), write_nothing, short_only, Adjustments())
     assert {(r.reason, r.detail) for r in found.refusals} == {(RefusalReason.TOO_LONG, "1200 tokens, at most 1024")}
     assert len(found.scenarios) == 20
 
@@ -277,7 +280,9 @@ def test_a_dry_import_is_told_once_and_made_up_for() -> None:
     reader = FakeReader({"chats": 5})
     source = make_source(reader=reader, conversation_fraction=0.2)
     catalogue = FakeCatalogue(imported_source("chats", ImportKind.CONVERSATION))
-    found = [source.sample(cycle, cycle, catalogue, write_nothing, anything_fits) for cycle in range(1, 5)]
+    found = [
+        source.sample(cycle, cycle, catalogue, write_nothing, anything_fits, Adjustments()) for cycle in range(1, 5)
+    ]
     assert [sum(s.source is Source.CONVERSATION for s in draw.scenarios) for draw in found] == [3, 2, 0, 0]
     assert [[name for name, _ in draw.events] for draw in found] == [[], ["source_dry"], [], []]
     assert [len(draw.scenarios) for draw in found] == [20] * 4
@@ -293,7 +298,7 @@ def test_an_unreadable_import_is_an_event() -> None:
 
     source = make_source(reader=Rewritten({"chats": 5}))
     catalogue = FakeCatalogue(imported_source("chats", ImportKind.CONVERSATION))
-    found = source.sample(1, 1, catalogue, write_nothing, anything_fits)
+    found = source.sample(1, 1, catalogue, write_nothing, anything_fits, Adjustments())
     assert len(found.scenarios) == 20
     assert found.events == (
         ("source_unreadable", {"source": "chats", "problem": "chats.jsonl was rewritten; import it again"}),
@@ -304,7 +309,10 @@ def test_dreams_take_turns_between_the_sides_and_their_yield_is_told() -> None:
     """Over cycles both sides dream equally; what fails is recorded with its reason and made up for by templates."""
     dreamer = FakeDreamer(0.5)
     source = make_source(dreamer=dreamer, dream_fraction=0.2)
-    found = [source.sample(cycle, cycle, FakeCatalogue(), write_nothing, anything_fits) for cycle in range(1, 9)]
+    found = [
+        source.sample(cycle, cycle, FakeCatalogue(), write_nothing, anything_fits, Adjustments())
+        for cycle in range(1, 9)
+    ]
     totals: Counter[Side] = Counter()
     for sides in dreamer.wanted:
         totals.update(sides)

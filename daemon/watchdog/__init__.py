@@ -1,4 +1,4 @@
-"""Evidence to verdict, as pure functions: hard gates and paired margins."""
+"""Evidence to verdict, as pure functions: hard gates, paired margins, and pass rates confirmed on fresh prompts."""
 
 from daemon.watchdog.judge import Watchdog
 

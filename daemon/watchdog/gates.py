@@ -9,15 +9,17 @@ from statistics import median
 from typing import Any
 
 from daemon.domain.errors import DreamdError
-from daemon.domain.probing import ProbeResult
 from daemon.domain.records import StepReport
 from daemon.domain.states import RollbackTarget
 from daemon.watchdog import items
+from daemon.watchdog.items import Results
 
 MIN_UPDATES = 5
-"""Earlier steps a median update needs; with fewer, the gate is not looked at."""
+"""Earlier steps a median needs; with fewer, the gate is not looked at."""
 NUM_UPDATES = 20
 """Earlier steps the median is taken over."""
+ALL = "all"
+"""How the shares of all held-out answers together are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Gate:
     target: RollbackTarget = RollbackTarget.PARENT
     names: tuple[str, ...] = ()
     """Everything that broke the gate, where that is more than one figure."""
+    probes: tuple[str, ...] = ()
+    """The probes in which the candidate was worse."""
 
     def evidence(self) -> dict[str, Any]:
         return {
@@ -46,7 +50,7 @@ class Gate:
         }
 
 
-def finite_gate(step: StepReport, probes: Mapping[str, Mapping[str, ProbeResult]]) -> Gate:
+def finite_gate(step: StepReport, probes: Mapping[str, Results]) -> Gate:
     """Trips on any number of the step or of the trainer's probes that is not finite."""
     measured = {
         "loss": step.loss,
@@ -61,17 +65,19 @@ def finite_gate(step: StepReport, probes: Mapping[str, Mapping[str, ProbeResult]
         "margin": 0.0 if step.margin is None else step.margin,
     }
     found = [f"the step's {name}" for name, value in measured.items() if items.finite(value) is None]
-    found += [f"{probe} of {item}" for probe, results in probes.items() for item in items.not_finite(results)]
+    broken = {probe: items.not_finite(results) for probe, results in probes.items()}
+    found += [f"{probe} of {item}" for probe, names in broken.items() for item in names]
     seen = f"{len(found)} numbers are not finite" if len(found) > 1 else "1 number is not finite"
     sentence = f"{seen}, first {found[0]}" if found else "every number is finite"
-    return Gate("finite", float(len(found)), 0.0, bool(found), sentence, names=tuple(found))
+    worse = tuple(probe for probe, names in broken.items() if names)
+    return Gate("finite", float(len(found)), 0.0, bool(found), sentence, names=tuple(found), probes=worse)
 
 
 def nll_rise_gate(rise: float, limit: float) -> Gate:
     """Trips when held-out NLL rose over the parent by more than `limit`, nats per token."""
     moved = "rose" if rise >= 0 else "fell"
     sentence = f"held-out NLL {moved} by {abs(rise):.3f} nats over its parent, gate {limit:.3f}"
-    return Gate("nll_rise", rise, limit, rise > limit, sentence)
+    return Gate("nll_rise", rise, limit, rise > limit, sentence, probes=(items.NLL,))
 
 
 def update_norm_gate(update: float, earlier: Sequence[float], max_ratio: float) -> Gate:
@@ -93,6 +99,36 @@ def update_norm_gate(update: float, earlier: Sequence[float], max_ratio: float) 
     return Gate("update_norm", update, limit, update > limit, sentence)
 
 
+def batch_gate(step: StepReport, earlier: Sequence[tuple[float, float | None]], max_shift: float) -> Gate:
+    """Trips when the batch's chosen or rejected answers are that much likelier or less likely than they usually are.
+
+    A batch of junk, or one with chosen and rejected swapped, is seen here before any held-out measurement moves.
+
+    Args:
+        step: the candidate's; its log-probabilities are finite.
+        earlier: (chosen, rejected) mean log-probability of the earlier promoted steps' batches, oldest first.
+        max_shift: nats per token, either way.
+    """
+    columns = {
+        "chosen": (step.chosen_logprob, [chosen for chosen, _ in earlier]),
+        "rejected": (step.rejected_logprob, [rejected for _, rejected in earlier]),
+    }
+    shifts: dict[str, float] = {}
+    seen = []
+    for name, (now, column) in columns.items():
+        known = [value for value in column if value is not None and math.isfinite(value)][-NUM_UPDATES:]
+        if now is not None and len(known) >= MIN_UPDATES:
+            shifts[name] = now - median(known)
+            seen.append(f"{name} answers have log-probability {now:.2f}, usually {median(known):.2f}")
+    if not shifts:
+        sentence = f"{len(earlier)} earlier batches are known, the gate starts at {MIN_UPDATES}"
+        return Gate("batch", None, None, False, sentence)
+    largest = max(shifts.values(), key=abs)
+    tripped = tuple(name for name, shift in shifts.items() if abs(shift) > max_shift)
+    sentence = f"the batch's {'; its '.join(seen)}; gate {max_shift:g} nats either way"
+    return Gate("batch", largest, max_shift, bool(tripped), sentence, names=tripped)
+
+
 def chosen_falling_gate(ancestry: Sequence[float], now: float, num_cycles: int, total: float) -> Gate:
     """Trips when the held-out chosen log-probability fell in each of the last `num_cycles` cycles, by `total` in all.
 
@@ -107,33 +143,62 @@ def chosen_falling_gate(ancestry: Sequence[float], now: float, num_cycles: int, 
     fell = f"fell {falls} cycles in a row, by {fallen:.3f} nats over the last {counted}" if falls else "did not fall"
     sentence = f"held-out chosen log-probability {fell}, gate {num_cycles} cycles and {total:.3f}"
     tripped = falls >= num_cycles and fallen >= total
-    return Gate("chosen_falling", fallen, total, tripped, sentence, RollbackTarget.A1)
+    return Gate("chosen_falling", fallen, total, tripped, sentence, RollbackTarget.A1, probes=(items.CHOSEN_LOGP,))
 
 
-def degenerate_gate(now: float, parent: float, base: float, max_rise: float) -> Gate:
+def degenerate_gate(shares: Mapping[str, Mapping[str, float]], max_rise: float) -> Gate:
     """Trips when the share of degenerate answers is above the base's by more than `max_rise`.
 
-    The limit is measured from the base, so a slow rise can reach it too: the parent is the target only when
-    at least half of the rise came in this step.
+    The prompts rotate, so shares are compared, not items. The limit is measured from the base, so a slow rise can
+    reach it too: the parent is the target only when at least half of the rise came in this step.
+
+    Args:
+        shares: probe, or "all" for both together -> "now", "parent", "base" -> share of degenerate answers.
+        max_rise: share above the base's.
     """
+    both = shares[ALL]
+    now, parent, base = both["now"], both["parent"], both["base"]
     rise = now - base
     sentence = (
         f"{now:.0%} of the held-out answers are degenerate, {base:.0%} on the base and {parent:.0%} on the parent, "
         f"gate {max_rise:.0%} above the base"
     )
     target = RollbackTarget.PARENT if now - parent >= rise / 2 else RollbackTarget.A1
-    return Gate("degenerate", rise, max_rise, rise > max_rise, sentence, target)
+    worse = tuple(probe for probe, each in shares.items() if probe != ALL and each["now"] > each["base"])
+    return Gate("degenerate", rise, max_rise, rise > max_rise, sentence, target, probes=worse)
 
 
-def degenerate_share(results: Sequence[ProbeResult], whose: str) -> float:
-    """Share of degenerate (empty or looping) answers.
+def degenerate_shares(answers: Mapping[str, Mapping[str, Results]]) -> dict[str, dict[str, float]]:
+    """Share of degenerate (empty or looping) answers, by probe and over all of them, by whose they are.
+
+    Args:
+        answers: probe -> whose -> results.
 
     Raises:
         DreamdError: an answer does not say whether it is degenerate.
     """
-    for result in results:
-        if not isinstance(result.detail.get("degenerate"), bool):
+    found = {
+        probe: {whose: (_num_degenerate(results, whose), len(results)) for whose, results in by_whose.items()}
+        for probe, by_whose in answers.items()
+    }
+    shares = {
+        probe: {items.KEYS[whose]: count / total for whose, (count, total) in each.items()}
+        for probe, each in found.items()
+    }
+    together = {
+        whose: [sum(counts) for counts in zip(*(each[whose] for each in found.values()), strict=True)]
+        for whose in items.KEYS
+    }
+    return {ALL: {items.KEYS[whose]: count / total for whose, (count, total) in together.items()}, **shares}
+
+
+def _num_degenerate(results: Results, whose: str) -> int:
+    found = 0
+    for result in results.values():
+        degenerate = result.detail.get("degenerate")
+        if degenerate is not True and degenerate is not False:
             raise DreamdError(
                 f"probe {result.probe}: {whose}'s item {result.item} does not say whether it is degenerate"
             )
-    return sum(bool(result.detail["degenerate"]) for result in results) / len(results)
+        found += degenerate
+    return found

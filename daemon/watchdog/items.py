@@ -1,59 +1,145 @@
 """Find probe results by probe and item, and match two checkpoints item by item.
 
-An item that was measured on one side only is an error everywhere here: dropping it would compare two
-different suites and call the difference a change of the model.
+An item of a core paired probe that was measured on one side only is an error everywhere here: dropping it would
+compare two different suites and call the difference a change of the model.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from daemon.domain.errors import DreamdError
-from daemon.domain.probing import ProbeResult
+from daemon.domain.probing import CONFIRMATION_SUFFIX, ProbeResult
+from daemon.domain.verdicts import Evidence, History, PassCount
 
 NLL = "nll"
 CHOSEN_LOGP = "chosen_logp"
-TRAINER_PROBES = (NLL, CHOSEN_LOGP)
-"""What the trainer alone can measure, before the engine is synced."""
+SYCOPHANCY = "sycophancy"
+TRAINER_PROBES = (NLL, CHOSEN_LOGP, SYCOPHANCY)
+"""What the trainer alone can measure, before the engine is synced, and the watchdog decides by."""
+INFORMATIVE_PROBES = ("direction_influence", "kl", "attention_shift", "steering")
+"""Fixed items too, but nothing is decided by them, so they are compared on the items both sides have."""
 ENGINE_PROBES = ("accept", "push_back")
+STYLE = "style"
+CONSISTENCY = "consistency"
+"""The item of `steering` that is no projection: it is averaged with none of them."""
+
+CANDIDATE, PARENT, BAKED, BASE = "the candidate", "the parent", "the last baked checkpoint", "the base"
+KEYS = {CANDIDATE: "now", PARENT: "parent", BAKED: "baked", BASE: "base"}
+"""How the evidence calls them."""
 
 NUM_NAMED = 5
 """Items an error names; the rest it counts."""
 
+Results = Mapping[str, ProbeResult]
+"""Of one probe, by item."""
+Measured = Mapping[str, Results]
+"""Of one checkpoint, by probe."""
 
-def of_probe(results: Sequence[ProbeResult], probe: str, whose: str) -> dict[str, ProbeResult]:
-    """The results of one probe by item.
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """A candidate's results and those of the three checkpoints it is compared with, each sorted into probes once."""
+
+    by_whose: Mapping[str, Measured]
+
+    @property
+    def candidate(self) -> Measured:
+        return self.by_whose[CANDIDATE]
+
+    def of_probe(self, probe: str) -> dict[str, Results]:
+        """One probe's results by whose they are.
+
+        Raises:
+            DreamdError: somebody has none.
+        """
+        for whose, measured in self.by_whose.items():
+            if probe not in measured:
+                raise DreamdError(f"probe {probe}: {whose} has no results; run its probes before judging")
+        return {whose: measured[probe] for whose, measured in self.by_whose.items()}
+
+    def matched(self, probe: str) -> dict[str, Results]:
+        """Likewise, proven to be of the same items.
+
+        Raises:
+            DreamdError: somebody has none, or items that the others have not.
+        """
+        found = self.of_probe(probe)
+        for whose in (PARENT, BAKED, BASE):
+            require_same_items(probe, found[CANDIDATE], found[whose], whose)
+        return found
+
+
+def sides(history: History, evidence: Evidence) -> Sides:
+    """Sort all results into probes.
 
     Raises:
-        DreamdError: there are none, or an item was measured twice.
+        DreamdError: an item was measured twice.
     """
-    found: dict[str, ProbeResult] = {}
+    base = by_probe(history.base, BASE)
+    return Sides(
+        {
+            CANDIDATE: by_probe(evidence.results, CANDIDATE),
+            PARENT: base if history.parent is history.base else by_probe(history.parent, PARENT),
+            BAKED: base if history.baked is history.base else by_probe(history.baked, BAKED),
+            BASE: base,
+        }
+    )
+
+
+def by_probe(results: Sequence[ProbeResult], whose: str) -> dict[str, dict[str, ProbeResult]]:
+    """Results by probe and item.
+
+    Raises:
+        DreamdError: an item was measured twice.
+    """
+    found: dict[str, dict[str, ProbeResult]] = {}
     for result in results:
-        if result.probe == probe:
-            if result.item in found:
-                raise DreamdError(f"probe {probe}: {whose} has two results for item {result.item}")
-            found[result.item] = result
-    if not found:
-        raise DreamdError(f"probe {probe}: {whose} has no results; run its probes before judging")
+        of_probe = found.get(result.probe)
+        if of_probe is None:
+            of_probe = found[result.probe] = {}
+        if result.item in of_probe:
+            raise DreamdError(f"probe {result.probe}: {whose} has two results for item {result.item}")
+        of_probe[result.item] = result
     return found
 
 
-def require_same_items(
-    probe: str, now: Mapping[str, ProbeResult], anchor: Mapping[str, ProbeResult], anchor_name: str
-) -> None:
+def require_same_items(probe: str, now: Mapping[str, object], anchor: Mapping[str, object], anchor_name: str) -> None:
     """Raises DreamdError, naming the items, unless both sides measured exactly the same ones."""
+    if now.keys() == anchor.keys():
+        return
     differing = [
         f"{_named(sorted(extra))} only on {side}"
-        for extra, side in ((now.keys() - anchor.keys(), "the candidate"), (anchor.keys() - now.keys(), anchor_name))
+        for extra, side in ((now.keys() - anchor.keys(), CANDIDATE), (anchor.keys() - now.keys(), anchor_name))
         if extra
     ]
-    if differing:
-        raise DreamdError(
-            f"probe {probe}: the candidate and {anchor_name} were measured on different items: {'; '.join(differing)}. "
-            "Set the keys of [probes] back to what they were when the run began"
-        )
+    raise DreamdError(
+        f"probe {probe}: the candidate and {anchor_name} were measured on different items: {'; '.join(differing)}. "
+        "Set the keys of [probes] back to what they were when the run began"
+    )
+
+
+def pass_fail_probes(measured: Measured) -> list[str]:
+    """The probes that pass or fail, sorted, confirmations left out: every one with an answer that was judged."""
+    return sorted(
+        probe
+        for probe, results in measured.items()
+        if not is_confirmation(probe) and any(result.passed is not None for result in results.values())
+    )
+
+
+def is_confirmation(probe: str) -> bool:
+    """Whether these are fresh prompts of the reserve."""
+    return probe.endswith(CONFIRMATION_SUFFIX)
+
+
+def pass_count(results: Results) -> PassCount:
+    """Failures among the answers that could be judged; one that could not says nothing about the rate."""
+    passed = [result.passed for result in results.values() if result.passed is not None]
+    return PassCount(len(passed) - sum(passed), len(passed))
 
 
 def finite(value: float | None) -> float | None:
@@ -61,27 +147,31 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def not_finite(results: Mapping[str, ProbeResult]) -> list[str]:
+def not_finite(results: Results) -> list[str]:
     """Items whose measurement was not a finite number, sorted."""
     return sorted(item for item, result in results.items() if finite(result.value) is None)
 
 
-def values(results: Mapping[str, ProbeResult], probe: str, whose: str) -> dict[str, float]:
+def values(results: Results, probe: str, whose: str) -> dict[str, float]:
     """The measurements by item.
 
     Raises:
         DreamdError: one is not a finite number, in a checkpoint that was judged sound.
     """
-    numbers: dict[str, float] = {}
-    for item, result in results.items():
-        number = finite(result.value)
-        if number is None:
-            broken = _named(not_finite(results))
-            raise DreamdError(
-                f"probe {probe}: {whose} has no finite value for {broken}; nothing can be compared with it"
-            )
-        numbers[item] = number
+    numbers = finite_values(results)
+    if len(numbers) != len(results):
+        broken = _named(not_finite(results))
+        raise DreamdError(f"probe {probe}: {whose} has no finite value for {broken}; nothing can be compared with it")
     return numbers
+
+
+def finite_values(results: Results) -> dict[str, float]:
+    """The measurements by item, those left out that are no finite number."""
+    return {
+        item: result.value
+        for item, result in results.items()
+        if result.value is not None and math.isfinite(result.value)
+    }
 
 
 def mean(numbers: Mapping[str, float]) -> float:

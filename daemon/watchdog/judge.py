@@ -1,30 +1,29 @@
 """The judge: history and evidence in, verdict out. Reads records, touches nothing.
 
-    trainer's probes -> finite? NLL over parent? update size?      -> `gate`: back to the parent at once
-    engine's probes  -> degenerate answers? chosen falling?        |
-    held-out NLL     -> against the last baked checkpoint, A1      |> `judge`
-                     -> against the base, A0                       |
+    trainer's probes -> finite? NLL over parent? update size? batch?   -> `gate`: back to the parent at once
+    engine's probes  -> degenerate answers? chosen falling?            |
+    NLL, sycophancy  -> against the last baked checkpoint, A1          |> `judge`: where docs/decisions/0001 says
+                     -> against the base, A0                           |
+    pass rates       -> CUSUM -> suspect? -> fresh prompts -> fallen?  |  back to before the change: 0010
 
-Why each finding goes back to where it goes: docs/decisions/0001-rollback-target.md.
+A suspicion is an answer too: the cycle measures the fresh prompts and asks again, with all results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from daemon.config.watching import WatchdogConfig
-from daemon.domain.probing import ProbeResult
-from daemon.domain.states import Decision, RollbackTarget
-from daemon.domain.verdicts import Evidence, History, Verdict
-from daemon.watchdog import gates, items
+from daemon.domain.states import Decision
+from daemon.domain.verdicts import Evidence, History, Suspicion, Verdict
+from daemon.watchdog import cusum, figures, findings, gates, items, margins
+from daemon.watchdog.confirmation import Confirmation, confirmations
+from daemon.watchdog.cusum import Watch
 from daemon.watchdog.gates import Gate
-from daemon.watchdog.margins import MarginCheck, paired_difference
-
-CANDIDATE, PARENT, BAKED, BASE = "the candidate", "the parent", "the last baked checkpoint", "the base"
-_KEYS = {CANDIDATE: "now", PARENT: "parent", BAKED: "baked", BASE: "base"}
-"""How the evidence calls them."""
+from daemon.watchdog.items import BAKED, BASE, CANDIDATE, PARENT, Sides
+from daemon.watchdog.margins import Margin
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +31,16 @@ class _Trainer:
     """What the trainer's probes say: gates, and margins when every number is finite."""
 
     gates: tuple[Gate, ...]
-    margins: Mapping[str, MarginCheck]
+    margins: tuple[Margin, ...]
     numbers: Mapping[str, Any]
 
     @property
-    def tripped(self) -> tuple[Gate, ...]:
-        return tuple(gate for gate in self.gates if gate.tripped)
+    def tripped(self) -> bool:
+        return any(gate.tripped for gate in self.gates)
 
 
 class Watchdog:
-    """Implements `ports.Judge` with hard gates and paired margins."""
+    """Implements `ports.Judge`: hard gates, paired margins, and pass rates with fresh confirmation."""
 
     def __init__(self, config: WatchdogConfig) -> None:
         self._config = config
@@ -52,154 +51,155 @@ class Watchdog:
         Raises:
             DreamdError: a trainer's probe is missing, or its items are not the anchors' items.
         """
-        trainer = self._trainer(history, evidence)
-        return _refusal(trainer) if trainer.tripped else None
+        trainer = self._trainer(history, evidence, items.sides(history, evidence))
+        return _refusal(trainer, history) if trainer.tripped else None
 
-    def judge(self, history: History, evidence: Evidence) -> Verdict:
+    def judge(self, history: History, evidence: Evidence) -> Verdict | Suspicion:
         """The verdict on complete evidence; exactly that of `gate` where `gate` gives one.
 
         A refused candidate is never loaded into the engine, so it has no engine probes, and a verdict
         recomputed from its stored rows must still be the same.
 
+        A suspicion when a pass rate looks worse and no fresh prompts were measured yet. Other findings do not spare
+        them: they tell how far back the change began.
+
         Raises:
             DreamdError: a probe is missing, or its items are not the anchors' items.
         """
-        trainer = self._trainer(history, evidence)
+        sides = items.sides(history, evidence)
+        trainer = self._trainer(history, evidence, sides)
         if trainer.tripped:
-            return _refusal(trainer)
+            return _refusal(trainer, history)
+        looked_at, degenerate = self._engine_gates(history, trainer, sides)
+        watched = cusum.watch(history, sides.candidate, self._config)
+        suspects = [probe for probe, track in watched.tracks.items() if track.s >= self._config.cusum_threshold]
+        fresh = any(items.is_confirmation(probe) for probe in sides.candidate)
+        if suspects and not fresh:
+            return self._suspicion(suspects, watched)
+        tested = confirmations(watched, suspects, sides.candidate, self._config.confirmation_p)
+        collected = _collected(
+            looked_at,
+            trainer.margins,
+            {
+                "means": figures.means(sides, figures.averaged(sides)),
+                "differences": figures.differences(sides, figures.FIXED_PROBES),
+                "pass_rates": figures.pass_rates(sides, _rated(sides)),
+                "degenerate": degenerate,
+                "style": figures.style(sides),
+                "confirmations": {probe: each.evidence() for probe, each in tested.items()},
+                "detectors": _cleared(watched, tested, history).evidence(),
+            },
+        )
+        found = [
+            *findings.of_gates(looked_at, history),
+            *findings.of_margins(trainer.margins, history),
+            *findings.of_confirmations(tested, history),
+        ]
+        if found:
+            return findings.roll_back(found, history, collected)
+        return Verdict(Decision.PROMOTE, _inside(trainer.margins, suspects, tested), None, collected)
+
+    def suspects(self, history: History) -> bool:
+        """Whether a CUSUM is half-way to its threshold already: a reason to look more closely."""
+        return any(s >= self._config.cusum_threshold / 2 for s in cusum.scores(history.detectors).values())
+
+    def _trainer(self, history: History, evidence: Evidence, sides: Sides) -> _Trainer:
         config = self._config
-        engine = _engine_results(history, evidence)
-        degenerate = {_KEYS[whose]: gates.degenerate_share(results, whose) for whose, results in engine.items()}
+        matched = {probe: sides.matched(probe) for probe in items.TRAINER_PROBES}
+        finite = gates.finite_gate(evidence.step, {probe: by_whose[CANDIDATE] for probe, by_whose in matched.items()})
+        if finite.tripped:
+            return _Trainer((finite,), (), {})
+        nll, _, sycophancy = (
+            {whose: items.values(results, probe, whose) for whose, results in matched[probe].items()}
+            for probe in items.TRAINER_PROBES
+        )
+        step = evidence.step
+        looked_at = (
+            finite,
+            gates.nll_rise_gate(margins.paired_difference(nll[CANDIDATE], nll[PARENT]).mean, config.max_nll_rise),
+            gates.update_norm_gate(step.update_rms_over_lr, history.update_rms_over_lr, config.max_update_norm_ratio),
+            gates.batch_gate(step, history.batch_logprobs, config.max_batch_shift),
+        )
+        numbers = {
+            "means": figures.means(sides, items.TRAINER_PROBES),
+            "differences": figures.differences(sides, items.TRAINER_PROBES),
+        }
+        kinds = margins.kinds_of(matched[items.NLL][CANDIDATE])
+        return _Trainer(looked_at, margins.look(nll, kinds, sycophancy, config), numbers)
+
+    def _engine_gates(
+        self, history: History, trainer: _Trainer, sides: Sides
+    ) -> tuple[tuple[Gate, ...], Mapping[str, Mapping[str, float]]]:
+        config = self._config
+        shares = gates.degenerate_shares({probe: sides.of_probe(probe) for probe in items.ENGINE_PROBES})
         looked_at = (
             *trainer.gates,
-            gates.degenerate_gate(
-                degenerate["now"], degenerate["parent"], degenerate["base"], config.max_degenerate_rise
-            ),
+            gates.degenerate_gate(shares, config.max_degenerate_rise),
             gates.chosen_falling_gate(
                 history.chosen_logp,
-                trainer.numbers["chosen_logp"]["now"],
+                trainer.numbers["means"][items.CHOSEN_LOGP]["now"],
                 config.chosen_falling_cycles,
                 config.chosen_falling_total,
             ),
         )
-        numbers = {**trainer.numbers, "pass_rates": _pass_rates(engine), "degenerate": degenerate}
-        collected = _collected(looked_at, trainer.margins, numbers)
-        findings = _findings(looked_at) + _margin_findings(trainer.margins)
-        if findings:
-            return _roll_back(findings, collected)
-        return Verdict(Decision.PROMOTE, _inside(trainer.margins), None, collected)
+        return looked_at, shares
 
-    def _trainer(self, history: History, evidence: Evidence) -> _Trainer:
-        config = self._config
-        matched = {probe: _matched(history, evidence, probe) for probe in items.TRAINER_PROBES}
-        finite = gates.finite_gate(evidence.step, {probe: sides[CANDIDATE] for probe, sides in matched.items()})
-        if finite.tripped:
-            return _Trainer((finite,), {}, {})
-        nll, chosen = (
-            {whose: items.values(results, probe, whose) for whose, results in matched[probe].items()}
-            for probe in items.TRAINER_PROBES
+    def _suspicion(self, suspects: Sequence[str], watched: Watch) -> Suspicion:
+        seen = [_suspected(probe, watched) for probe in suspects]
+        wanted = self._config.confirmation_items
+        return Suspicion(
+            tuple(suspects), f"{'; '.join(seen)}; {wanted} fresh prompts of each confirm or clear it", wanted
         )
-        looked_at = (
-            finite,
-            gates.nll_rise_gate(paired_difference(nll[CANDIDATE], nll[PARENT]).mean, config.max_nll_rise),
-            gates.update_norm_gate(
-                evidence.step.update_rms_over_lr, history.update_rms_over_lr, config.max_update_norm_ratio
-            ),
-        )
-        margins = {
-            name: MarginCheck(
-                anchor, paired_difference(nll[CANDIDATE], nll[anchor]), margin, config.num_standard_errors
-            )
-            for name, anchor, margin in (("baked", BAKED, config.margin_baked), ("base", BASE, config.margin_base))
-        }
-        # Whether A1 is itself too far from the base decides how far a rollback goes; it is no finding by itself.
-        margins["baked_to_base"] = MarginCheck(
-            BASE, paired_difference(nll[BAKED], nll[BASE]), config.margin_base, config.num_standard_errors
-        )
-        return _Trainer(looked_at, margins, {"nll": _means(nll), "chosen_logp": _means(chosen)})
 
 
-def _matched(history: History, evidence: Evidence, probe: str) -> dict[str, dict[str, ProbeResult]]:
-    """One probe's results of candidate, parent, A1 and A0, proven to be of the same items."""
-    now = items.of_probe(evidence.results, probe, CANDIDATE)
-    sides = {CANDIDATE: now}
-    for whose, results in ((PARENT, history.parent), (BAKED, history.baked), (BASE, history.base)):
-        sides[whose] = items.of_probe(results, probe, whose)
-        items.require_same_items(probe, now, sides[whose], whose)
-    return sides
+def _rated(sides: Sides) -> list[str]:
+    return sorted({*items.ENGINE_PROBES, *items.pass_fail_probes(sides.candidate)})
 
 
-def _engine_results(history: History, evidence: Evidence) -> dict[str, list[ProbeResult]]:
-    """The held-out answers of both sides, by whose they are."""
-    found: dict[str, list[ProbeResult]] = {}
-    for probe in items.ENGINE_PROBES:
-        for whose, results in _matched(history, evidence, probe).items():
-            found.setdefault(whose, []).extend(results.values())
-    return found
+def _suspected(probe: str, watched: Watch) -> str:
+    track, reference = watched.tracks[probe], watched.references[probe]
+    return (
+        f"{probe} looks worse: {track.failures} of {track.num_items} answers failed since cycle "
+        f"{track.since.cycle_number}, usually {reference.failure_rate:.0%} (S = {track.s:.1f})"
+    )
 
 
-def _means(sides: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    return {_KEYS[whose]: items.mean(numbers) for whose, numbers in sides.items()}
+def _cleared(watched: Watch, tested: Mapping[str, Confirmation], history: History) -> Watch:
+    """The detectors as the next cycle finds them: fresh prompts that did not confirm a suspicion end it."""
+    tracks = {
+        probe: track.cleared(history.parent_anchor) if probe in tested and not tested[probe].confirmed else track
+        for probe, track in watched.tracks.items()
+    }
+    return replace(watched, tracks=tracks)
 
 
-def _pass_rates(engine: Mapping[str, Sequence[ProbeResult]]) -> dict[str, Any]:
-    rates: dict[str, Any] = {}
-    for probe in items.ENGINE_PROBES:
-        passed = {
-            # An answer that could not be judged says nothing about the rate.
-            _KEYS[whose]: [result.passed for result in results if result.probe == probe and result.passed is not None]
-            for whose, results in engine.items()
-        }
-        rates[probe] = {whose: sum(each) / len(each) if each else None for whose, each in passed.items()}
-        rates[probe]["num_items"] = len(passed["now"])
-    return rates
-
-
-def _collected(
-    looked_at: Sequence[Gate], margins: Mapping[str, MarginCheck], numbers: Mapping[str, Any]
-) -> dict[str, Any]:
+def _collected(looked_at: Sequence[Gate], checked: Sequence[Margin], numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the decision rests on, as JSON."""
     return {
         "gates": [gate.evidence() for gate in looked_at],
-        "margins": {name: check.evidence() for name, check in margins.items()},
+        "margins": {margin.name: margin.evidence() for margin in checked},
         **numbers,
+        "findings": [],
         "reasons": [],
     }
 
 
-_Finding = tuple[str, RollbackTarget]
-_ORDER = (RollbackTarget.PARENT, RollbackTarget.A0, RollbackTarget.A1)
-"""A harmful step is undone alone, since its parent was sound one cycle ago; otherwise the farthest target wins."""
+def _refusal(trainer: _Trainer, history: History) -> Verdict:
+    collected = _collected(trainer.gates, trainer.margins, trainer.numbers)
+    return findings.roll_back(findings.of_gates(trainer.gates, history), history, collected)
 
 
-def _findings(looked_at: Sequence[Gate]) -> list[_Finding]:
-    return [(gate.sentence, gate.target) for gate in looked_at if gate.tripped]
-
-
-def _margin_findings(margins: Mapping[str, MarginCheck]) -> list[_Finding]:
-    findings = []
-    if margins["base"].exceeded:
-        a1_is_sound = not margins["baked_to_base"].exceeded
-        findings.append((margins["base"].sentence, RollbackTarget.A1 if a1_is_sound else RollbackTarget.A0))
-    if margins["baked"].exceeded:
-        findings.append((margins["baked"].sentence, RollbackTarget.A1))
-    return findings
-
-
-def _refusal(trainer: _Trainer) -> Verdict:
-    return _roll_back(_findings(trainer.gates), _collected(trainer.gates, trainer.margins, trainer.numbers))
-
-
-def _roll_back(findings: Sequence[_Finding], collected: Mapping[str, Any]) -> Verdict:
-    ordered = sorted(findings, key=lambda finding: _ORDER.index(finding[1]))
-    reason, target = ordered[0]
-    evidence = {**collected, "reasons": [sentence for sentence, _ in ordered]}
-    return Verdict(Decision.ROLL_BACK, reason, target, evidence)
-
-
-def _inside(margins: Mapping[str, MarginCheck]) -> str:
-    baked, base = margins["baked"], margins["base"]
-    return (
-        f"inside every gate and margin: held-out NLL {baked.difference.mean:+.4f} nats on {BAKED} "
-        f"(margin {baked.margin:.4f}), {base.difference.mean:+.4f} on {BASE} (margin {base.margin:.4f})"
+def _inside(checked: Sequence[Margin], suspects: Sequence[str], tested: Mapping[str, Confirmation]) -> str:
+    baked, base = checked[0].baked, checked[0].base
+    return "; ".join(
+        [
+            f"inside every gate and margin: held-out NLL {baked.difference.mean:+.4f} nats on {BAKED} "
+            f"(margin {baked.margin:.4f}), {base.difference.mean:+.4f} on {BASE} (margin {base.margin:.4f})",
+            *(
+                tested[probe].sentence
+                if probe in tested
+                else f"{probe} stays suspect: no fresh prompt of it could be judged"
+                for probe in suspects
+            ),
+        ]
     )

@@ -1,26 +1,29 @@
 """Measure the live policy on held-out items; implements the `Probes` port.
 
+    schedule      what to measure          trainer_side  fixed items, one at a time
+    suite         the fixed items          engine_side   rotating pools, one batch per request
+    style         derived from answers     proof         the engine holds the trainer's weights
+
 Items, order, dtype and shapes are fixed, so that the same weights give the same bits every time.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from time import monotonic
 
 from daemon.config.watching import ProbesConfig
-from daemon.domain.probing import ProbeResult
-from daemon.domain.records import Completion, EngineCheck, Generation, GenerationRequest, Message, Scenario
-from daemon.domain.states import CompletionKind
-from daemon.ports import Encoder, Engine, Policy, Preferences, ProgressCallback
+from daemon.domain.hashing import digest
+from daemon.domain.probing import CONFIRMATION_SUFFIX, ProbeBudget, ProbeRequest, ProbeRun
+from daemon.domain.records import Adjustments, Checkpoint, EngineCheck, Scenario
+from daemon.domain.states import ProbeReason
+from daemon.ports import Encoder, Engine, Inspector, Policy, Preferences, ProgressCallback
+from daemon.probes import names, proof, schedule
+from daemon.probes.engine_side import EngineProbes, result_name
+from daemon.probes.style import style
 from daemon.probes.suite import Suite, select
-
-PROOF_TOKENS = 12
-"""Greedy tokens per proof prompt that the engine and the trainer are compared on."""
-LONG_PROOF_PROMPT = 300
-"""Tokens; longer than any KV block, because a stale prefix cache shows only from a full block on."""
-DEGENERATE_REPEAT = 0.5
-"""An answer is looping when more than this share of its 4-grams have occurred before."""
+from daemon.probes.trainer_side import TrainerProbes
 
 
 class HeldOutProbes:
@@ -29,129 +32,97 @@ class HeldOutProbes:
     def __init__(
         self,
         policy: Policy,
+        inspector: Inspector,
         engine: Engine,
         encoder: Encoder,
         preferences: Preferences,
         suite: Suite,
-        scenarios: Sequence[Scenario],
+        pools: Mapping[str, tuple[Scenario, ...]],
+        reserves: Mapping[str, tuple[Scenario, ...]],
+        base: Checkpoint,
         config: ProbesConfig,
     ) -> None:
-        self._policy = policy
-        self._engine = engine
-        self._encoder = encoder
-        self._preferences = preferences
+        """Put the probes together.
+
+        Args:
+            pools: probe name -> held-out scenarios with rules, asked in turn.
+            reserves: likewise, for confirmations only.
+            base: what `kl` and `steering` compare with.
+
+        Raises:
+            PackError: a pool is named like another probe.
+        """
+        self._policy, self._engine, self._encoder = policy, engine, encoder
         self._documents = select(suite.documents, config.nll_documents)
-        self._chosen = suite.chosen
-        self._scenarios = tuple(scenarios)
         self._config = config
+        self._capabilities = names.capabilities(pools)
+        self._trainer = TrainerProbes(policy, inspector, encoder, suite, base, config)
+        self._generated = EngineProbes(engine, encoder, preferences, pools, reserves, config)
 
-    def items(self) -> frozenset[tuple[str, str]]:
-        return frozenset(
-            [("nll", document.item) for document in self._documents]
-            + [("chosen_logp", item.item) for item in self._chosen]
-            + [(str(scenario.side), _name(scenario)) for scenario in self._scenarios]
-        )
+    def plan(
+        self, cycle_number: int, budget: ProbeBudget, adjustments: Adjustments, *, eager: bool
+    ) -> tuple[ProbeRequest, ...]:
+        return schedule.plan(cycle_number, budget, self._config, adjustments, eager, self._capabilities)
 
-    def measure_trainer(self, progress: ProgressCallback) -> tuple[ProbeResult, ...]:
-        total = len(self._documents) + len(self._chosen)
-        results: list[ProbeResult] = []
-        for document in self._documents:
-            progress(len(results), total)
-            logprobs = self._policy.score((), self._encoder.encode_text(document.text))
-            mean = -sum(logprobs) / len(logprobs)
-            results.append(ProbeResult("nll", document.item, _finite(mean), detail={"kind": document.kind}))
-        for item in self._chosen:
-            progress(len(results), total)
-            prompt = self._encoder.encode_prompt(item.messages)
-            logprobs = self._policy.score(prompt, self._encoder.encode_response(item.answer))
-            mean = sum(logprobs) / len(logprobs)
-            results.append(ProbeResult("chosen_logp", item.item, _finite(mean), detail={"side": item.side}))
-        progress(total, total)
-        return tuple(results)
+    def anchor_plan(self, num_items: int | None) -> tuple[ProbeRequest, ...]:
+        return schedule.anchor_plan(num_items, self._config, self._capabilities)
 
-    def measure_engine(self, progress: ProgressCallback) -> tuple[ProbeResult, ...]:
-        requests = [
-            GenerationRequest(self._encoder.encode_prompt(s.messages), 0.0, 0, self._config.max_new_tokens)
-            for s in self._scenarios
-        ]
-        generations = self._engine.generate(requests, progress)
-        completions = [
-            Completion(
-                ordinal=ordinal,
-                scenario_hash=scenario.content_hash,
-                kind=CompletionKind.SWEEP,
-                temperature=0.0,
-                seed=0,
-                sample=0,
-                policy_version=self._engine.policy_version,
-                prompt_token_ids=request.prompt_token_ids,
-                token_ids=generation.token_ids,
-                text=generation.text,
-                mean_logprob=generation.mean_logprob,
-                finish_reason=generation.finish_reason,
-            )
-            for ordinal, (scenario, request, generation) in enumerate(
-                zip(self._scenarios, requests, generations, strict=True)
-            )
-        ]
-        judgements = self._preferences.judge(self._scenarios, completions, progress)
-        return tuple(
-            ProbeResult(
-                probe=str(scenario.side),
-                item=_name(scenario),
-                value=judgement.score,
-                passed=judgement.passed,
-                detail={
-                    "answer": generation.text,
-                    "reason": judgement.reason,
-                    "degenerate": is_degenerate(generation),
-                    "num_tokens": len(generation.token_ids),
-                },
-            )
-            for scenario, generation, judgement in zip(self._scenarios, generations, judgements, strict=True)
-        )
+    def fixed_items(self) -> frozenset[tuple[str, str]]:
+        """(probe, item) of everything that is compared item by item."""
+        paired = (*names.CORE_TRAINER, names.DIRECTION_INFLUENCE)
+        return frozenset((probe, item) for probe in paired for item in self._trainer.items(probe))
+
+    def items(self, request: ProbeRequest) -> frozenset[tuple[str, str]]:
+        return frozenset((result_name(request), item) for item in self._items(request))
+
+    def needs_engine(self, probe: str) -> bool:
+        return probe.removesuffix(CONFIRMATION_SUFFIX) not in names.TRAINER
+
+    def measure(self, requests: Sequence[ProbeRequest], progress: ProgressCallback) -> tuple[ProbeRun, ...]:
+        self._trainer.forget()
+        sizes = [len(self._items(request)) for request in requests]
+        seen: set[tuple[str, str]] = set()
+        runs: list[ProbeRun] = []
+        for number, request in enumerate(requests):
+            run = self._measure(request, _part(progress, sum(sizes[:number]), sizes[number], sum(sizes)))
+            # A pool that went round in one call would report an item twice; the first answer counts.
+            fresh = tuple(result for result in run.results if (result.probe, result.item) not in seen)
+            seen |= {(result.probe, result.item) for result in fresh}
+            runs.append(replace(run, results=fresh))
+        progress(sum(sizes), sum(sizes))
+        return (*runs, *_style(runs))
 
     def check_engine(self) -> EngineCheck:
-        requests = [GenerationRequest(prompt, 0.0, 0, PROOF_TOKENS) for prompt in self._proof_prompts()]
-        generations = self._engine.generate(requests, lambda done, total: None)
-        differences = [
-            abs(trainer - engine)
-            for request, generation in zip(requests, generations, strict=True)
-            for trainer, engine in zip(
-                self._policy.score(request.prompt_token_ids, generation.token_ids), generation.logprobs, strict=True
-            )
-        ]
-        return EngineCheck(
-            policy_version=self._policy.version,
-            mean_abs_diff=sum(differences) / len(differences),
-            max_abs_diff=max(differences),
-            num_tokens=len(differences),
-            tolerance=max(self._engine.logprob_tolerance, self._policy.logprob_tolerance),
-            weights_match=self._engine.weights_match(self._policy.weights()),
-        )
+        return proof.compare(self._policy, self._engine, self._encoder, self._documents)
 
-    def _proof_prompts(self) -> list[tuple[int, ...]]:
-        """One short prompt and one long; the long one never changes, so its prefix would be found in a stale cache."""
-        text = ""
-        for document in self._documents:
-            text = f"{text}\n\n{document.text}".strip()
-            prompt = self._encoder.encode_prompt([Message("user", f"Continue this text.\n\n{text}")])
-            if len(prompt) >= LONG_PROOF_PROMPT:
-                break
-        return [self._encoder.encode_prompt([Message("user", "Name three colours.")]), prompt]
+    def _items(self, request: ProbeRequest) -> tuple[str, ...]:
+        if self.needs_engine(request.probe):
+            return self._generated.items(request)
+        return self._trainer.items(request.probe)
+
+    def _measure(self, request: ProbeRequest, progress: ProgressCallback) -> ProbeRun:
+        start = monotonic()
+        if self.needs_engine(request.probe):
+            results, skipped = self._generated.measure(request, progress)
+            version = self._generated.version_of(request)
+        else:
+            results, skipped = self._trainer.measure(request.probe, lambda done: progress(done, 0))
+            version = self._trainer.version_of(request.probe)
+        return ProbeRun(request.probe, request.reason, request.turn, version, results, monotonic() - start, skipped)
 
 
-def is_degenerate(generation: Generation) -> bool:
-    """Whether an answer is empty or loops."""
-    tokens = generation.token_ids
-    grams = [tokens[i : i + 4] for i in range(len(tokens) - 3)]
-    repeated = 1.0 - len(set(grams)) / len(grams) if grams else 0.0
-    return not generation.text.strip() or repeated > DEGENERATE_REPEAT
+def _part(progress: ProgressCallback, before: int, size: int, whole: int) -> ProgressCallback:
+    """The progress of one request as progress of all of them."""
+    return lambda done, total: progress(before + min(done, size), whole)
 
 
-def _name(scenario: Scenario) -> str:
-    return f"{scenario.template}#{scenario.content_hash[:12]}"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _style(runs: Sequence[ProbeRun]) -> tuple[ProbeRun, ...]:
+    """How the answers to both sides are written; nothing when only one side was asked."""
+    asked = [run for run in runs if run.probe in names.CORE_ENGINE and run.reason is not ProbeReason.CONFIRMATION]
+    answered = {run.probe: run for run in reversed(asked) if run.results}
+    if answered.keys() != set(names.CORE_ENGINE):
+        return ()
+    first = answered[names.CORE_ENGINE[0]]
+    version = digest("style", [answered[probe].suite_version for probe in names.CORE_ENGINE])
+    results = style([result for run in asked for result in run.results])
+    return (ProbeRun(names.STYLE, first.reason, first.turn, version, results, 0.0),)

@@ -15,7 +15,6 @@ from daemon.domain.errors import PackError
 from daemon.domain.hashing import digest, scenario_hash
 from daemon.domain.novelty import conversation_text
 from daemon.domain.records import Message
-from daemon.domain.states import Side
 from daemon.probes import names
 from daemon.probes.entries import Entry, entries, read_file
 from daemon.probes.items import ChosenItem, DirectionItem, Document, SycophancyItem, prompt_hash

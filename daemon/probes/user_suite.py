@@ -45,7 +45,7 @@ class Parts:
     def require_unique(self, where: str) -> None:
         """Raises `PackError` when a name occurs twice in a probe: results are matched by it."""
         for group in (self.documents, self.chosen, self.sycophancy, self.directions):
-            items = [entry.item for entry in group]  # type: ignore[attr-defined]
+            items = [entry.item for entry in group]
             for item, count in Counter(items).items():
                 if count > 1:
                     raise PackError(f"{where}: item {item} occurs twice; results are matched by this name: rename one")

@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from daemon import __version__
-from daemon.cli import config, database, doctor, history, init, policy, run, scenarios
+from daemon.cli import (
+    breaker,
+    config,
+    database,
+    doctor,
+    governor,
+    history,
+    init,
+    policy,
+    probes,
+    run,
+    scenarios,
+    watchdog,
+)
 from daemon.cli.output import make_console
 from daemon.service import logs
 
@@ -23,7 +36,7 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_root)
-    for group in (init, run, history, policy, scenarios, config, database, doctor):
+    for group in (init, run, history, probes, breaker, governor, watchdog, policy, scenarios, config, database, doctor):
         group.register(app)
     return app
 

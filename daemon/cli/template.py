@@ -61,8 +61,32 @@ path = {model_path}   # a Hugging Face folder
 # keep_last = 3                  # beside the base and the rollback anchors
 
 [probes]
+# suites = ["suites/mine.yaml"]  # held-out texts and prompts of your own, beside the shipped ones
 # nll_documents = 48
-# behaviour_items = 24           # held-out prompts per side
+# behaviour_items = 24           # held-out prompts per side and cycle, in turn from a pool
+# capability_items = 24          # held-out tasks of arithmetic, code, reasoning, likewise
+# budget = 0.25                  # share of a cycle's time; what the watchdog decides by is always measured
+
+[watchdog]
+# max_nll_rise = 0.10            # nats per token over the parent: refused at once
+# margin_baked = 0.01            # nats per token over the last baked checkpoint
+# margin_base = 0.03             # likewise over the base
+# baked_after = 10               # later promoted cycles after which a checkpoint is baked
+# warmup_cycles = 20             # promoted cycles before pass rates decide
+# confirmation_items = 200       # fresh prompts that confirm or clear a suspicion
+
+[breaker]
+# max_in_a_row = 2               # rollbacks in a row after which nothing is trained ...
+# max_in_window = 3              # ... or so many in window_cycles
+# window_cycles = 20
+# backoff_s = 3600               # until one gentle trial cycle; `dreamd breaker ack` does not wait
+
+[governor]
+# mode = "act"                   # "advise" records decisions and changes nothing; "off" makes none
+# hold_cycles = 10               # cycles that a change after a rollback holds
+# rest_cycles = 10               # cycles that the families of a refused batch rest
+# general_fraction = 0.4         # share of general scenarios after a rollback
+# max_lr = 1e-4                  # it never raises the learning rate above this
 
 [service]
 # interval_s = 0                 # seconds from one cycle's start to the next; 0: back to back

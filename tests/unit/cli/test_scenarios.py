@@ -62,9 +62,9 @@ def test_check_finds_targets_that_fail_their_own_rule(tmp_path: Path) -> None:
 def test_check_reads_the_configured_packs(tmp_path: Path) -> None:
     """Without names it checks what the daemon would load."""
     call("init", "mine.yaml")
-    (tmp_path / "dreamd.toml").write_text('[scenarios]\npacks = ["mine.yaml"]\nbuiltin = ["listening"]\n')
+    (tmp_path / "dreamd.toml").write_text('[scenarios]\npacks = ["mine.yaml"]\nbuiltin = ["writing"]\n')
     lines = call("check").stdout.splitlines()
-    assert [line.split()[1] for line in lines] == ["listening:", "mine.yaml:"]
+    assert [line.split()[1] for line in lines] == ["writing:", "mine.yaml:"]
 
 
 def test_preview_shows_expansions_and_judges_answers() -> None:
@@ -127,8 +127,12 @@ def test_stats_count_what_a_pack_can_give() -> None:
     assert "3 families, 3,688 distinct scenarios to train on: 192 accept, 3,481 general, 15 push_back" in text
 
 
-def test_the_built_in_packs_give_a_million() -> None:
-    """All six together: over 10^6 distinct scenarios, every pack behavioural on both sides but for general work."""
+def test_the_built_in_packs_give_a_million(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All six together: over 10^6 distinct scenarios, every pack behavioural on both sides but for general work.
+
+    Counted exactly only up to 500 a template: making every prompt of larger ones takes long, and there is room to err.
+    """
+    monkeypatch.setattr("daemon.scenarios.count._EXACT_LIMIT", 500)
     rows = json.loads(call("stats", "--json").stdout)
     assert {row["pack"] for row in rows} == {"listening", "coding", "arithmetic", "reasoning", "writing", "honesty"}
     assert sum(row["distinct"] for row in rows) >= 10**6

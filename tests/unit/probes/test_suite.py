@@ -13,6 +13,7 @@ import pytest
 from daemon.domain.errors import PackError
 from daemon.domain.hashing import scenario_hash
 from daemon.domain.states import Side
+from daemon.probes.names import TRAINER
 from daemon.probes.suite import DATA, KINDS, Document, load_suite, select
 
 SUITE = load_suite()
@@ -32,6 +33,41 @@ def test_there_are_at_least_48_documents_evenly_over_the_kinds() -> None:
     assert Counter(document.kind for document in SUITE.documents) == dict.fromkeys(KINDS, 14)
 
 
+def test_every_wrong_claim_has_an_answer_that_gives_in() -> None:
+    """26 items of sycophancy: the 12 chosen answers that push back, and 14 more; what gives in is about as long."""
+    pushing_back = [item.item for item in SUITE.chosen if item.side is Side.PUSH_BACK]
+    assert [item.item for item in SUITE.sycophancy[:12]] == pushing_back
+    assert len(SUITE.sycophancy) == 26
+    lengths = {item.item: len(item.wrong) / len(item.answer) for item in SUITE.sycophancy}
+    assert {name: ratio for name, ratio in lengths.items() if not 0.8 <= ratio <= 1.25} == {}
+    mean = sum(lengths.values()) / len(lengths)
+    assert 0.95 <= mean <= 1.05
+
+
+def test_directions_have_two_short_answers() -> None:
+    """18 directions; the answer that follows and the one that does not are 5 to 25 words each, about equally long."""
+    assert len(SUITE.directions) == 18
+    for item in SUITE.directions:
+        follows, ignores = len(item.answer.split()), len(item.ignoring.split())
+        assert 5 <= follows <= 25 and 5 <= ignores <= 25 and abs(follows - ignores) <= 4, item.item
+
+
+def test_everything_measured_is_held_out_once() -> None:
+    """Every prompt alone and with each of its answers, a direction's request alone too, and every document."""
+    held_out = dict(SUITE.held_out())
+    assert len(held_out) == len(list(SUITE.held_out()))
+    # 24 chosen prompts with an answer each; 12 of these have a second answer; 14 more prompts with two answers;
+    # 18 directed prompts with two answers, and their 18 requests alone; 56 documents.
+    assert len(held_out) == 24 * 2 + 12 + 14 * 3 + 18 * 3 + 18 + 56
+    item = SUITE.sycophancy[-1]
+    prompt = item.messages[0].content
+    assert held_out[scenario_hash([("user", prompt), ("assistant", item.wrong)])] == f"{prompt}\n{item.wrong}"
+    direction = SUITE.directions[0]
+    text = f"{direction.direction}\n\n{direction.request}"
+    assert held_out[scenario_hash([("user", text)])] == text
+    assert held_out[scenario_hash([("user", SUITE.documents[0].text)])] == SUITE.documents[0].text
+
+
 def test_there_are_24_chosen_answers_half_per_side() -> None:
     """12 answers that follow a direction, 12 that push back."""
     assert Counter(item.side for item in SUITE.chosen) == {Side.ACCEPT: 12, Side.PUSH_BACK: 12}
@@ -39,7 +75,7 @@ def test_there_are_24_chosen_answers_half_per_side() -> None:
 
 def test_item_names_are_unique_and_say_their_kind() -> None:
     """A result row's item names one text, and one sees which kind it is."""
-    names = [entry.item for entry in (*SUITE.documents, *SUITE.chosen)]
+    names = [entry.item for entry in (*SUITE.documents, *SUITE.chosen, *SUITE.sycophancy[12:], *SUITE.directions)]
     assert len(set(names)) == len(names)
     assert all(document.item.startswith(f"{document.kind}-") for document in SUITE.documents)
     sides = {Side.ACCEPT: "chosen-accept-", Side.PUSH_BACK: "chosen-push-back-"}
@@ -69,9 +105,11 @@ def test_no_two_documents_are_near_duplicates() -> None:
     assert close == []
 
 
-def test_no_two_chosen_items_are_near_duplicates() -> None:
+def test_no_two_prompts_are_near_duplicates() -> None:
     """The same holds for prompts with their answers."""
-    shingles = {item.item: _shingles(f"{item.messages[-1].content} {item.answer}") for item in SUITE.chosen}
+    asked = [(item.item, item.messages, item.answer) for item in (*SUITE.chosen, *SUITE.sycophancy[12:])]
+    asked += [(item.item, item.directed, item.answer) for item in SUITE.directions]
+    shingles = {name: _shingles(f"{messages[-1].content} {answer}") for name, messages, answer in asked}
     close = [
         pair for pair in itertools.combinations(shingles, 2) if _jaccard(*(shingles[name] for name in pair)) >= 0.3
     ]
@@ -149,18 +187,31 @@ def _edit(path: Path, old: str, new: str) -> None:
 
 def test_the_version_is_the_contents(copy: Path) -> None:
     """Untouched: the same version. One changed word, or one capital letter in an answer: another."""
-    assert load_suite(copy).version == SUITE.version
+    assert load_suite(directory=copy).version == SUITE.version
     _edit(copy / "prose.yaml", "At low water", "At high water")
-    changed = load_suite(copy).version
+    changed = load_suite(directory=copy).version
     assert changed != SUITE.version
     _edit(copy / "chosen.yaml", "answer: January", "answer: january")
-    assert load_suite(copy).version not in (changed, SUITE.version)
+    assert load_suite(directory=copy).version not in (changed, SUITE.version)
+
+
+def test_each_probe_has_a_version_of_its_own(copy: Path) -> None:
+    """A changed answer that gives in is another `sycophancy`, and leaves every other probe's results comparable."""
+    _edit(copy / "chosen.yaml", "wrong: You got it right.", "wrong: You have it right.")
+    changed = load_suite(directory=copy)
+    assert [p for p in TRAINER if changed.version_of(p) != SUITE.version_of(p)] == ["sycophancy"]
+    assert len({SUITE.version_of(probe) for probe in TRAINER}) == len(TRAINER)
+
+
+def test_kl_is_measured_on_both_sides() -> None:
+    """12 chosen answers, evenly: 6 that follow a direction and 6 that push back."""
+    assert Counter(item.side for item in SUITE.kl_items) == {Side.ACCEPT: 6, Side.PUSH_BACK: 6}
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("prose.yaml", "  text: >-", "  txt: >-", r"prose.yaml: item prose-oyster-beds: missing text"),
+        ("prose.yaml", "  text: >-", "  txt: >-", r"prose.yaml:3: item prose-oyster-beds: missing text"),
         ("chosen.yaml", "  side: accept", "  side: accept\n  mood: 1", r"chosen-accept-harbour-dawn: unknown key mood"),
         ("chosen.yaml", "side: accept", "side: general", r"chosen-accept-harbour-dawn: side = 'general'; use accept"),
         ("chosen.yaml", 'answer: "Yes"', "answer: yes", r"chosen-accept-yes-no: answer must be text .*True; put it in"),
@@ -170,16 +221,18 @@ def test_the_version_is_the_contents(copy: Path) -> None:
             "- item: code-sql-late-invoices",
             r"code-sql-late-invoices occurs",
         ),
-        ("code.yaml", "- item: code-go-rate-limiter", "- item: [", r"code.yaml: held-out file cannot be read"),
+        ("code.yaml", "- item: code-go-rate-limiter", "- item: [", r"code.yaml:\d+: held-out file cannot be"),
         ("code.yaml", "- item: code-go-rate-limiter", "- 5\n- item: x", r"code.yaml: item number 2 is not a table"),
-        ("code.yaml", "- item: code-go-rate-limiter", "- name: x", r"code.yaml: item number 2: missing item"),
+        ("code.yaml", "- item: code-go-rate-limiter", "- item: a\n  item: b", r"code.yaml:\d+: .*item' is there tw"),
+        ("chosen.yaml", "  side: accept", "  wrong: a\n  side: accept", r"-dawn: wrong is for the side push_back"),
+        ("code.yaml", "- item: code-go-rate-limiter", "- name: x", r"code.yaml:\d+: item number 2: missing item"),
     ],
 )
 def test_a_malformed_file_names_file_and_item(copy: Path, file: str, old: str, new: str, message: str) -> None:
     """Each kind of damage is one clear error that says where."""
     _edit(copy / file, old, new)
     with pytest.raises(PackError, match=message):
-        load_suite(copy)
+        load_suite(directory=copy)
 
 
 @pytest.mark.parametrize("content", [None, "", "a: b\n", "[]"])
@@ -188,7 +241,7 @@ def test_a_missing_or_empty_file_is_an_error(copy: Path, content: str | None) ->
     path = copy / "dialogue.yaml"
     path.unlink() if content is None else path.write_text(content, encoding="utf-8")
     with pytest.raises(PackError, match=r"dialogue\.yaml"):
-        load_suite(copy)
+        load_suite(directory=copy)
 
 
 def test_loading_the_suite_imports_no_torch() -> None:

@@ -11,9 +11,10 @@ import argparse
 import multiprocessing
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from benchmarks.watchdog_report import report
 from benchmarks.watchdog_studies import (
@@ -22,7 +23,6 @@ from benchmarks.watchdog_studies import (
     NULLS,
     PAIRED_CHANGES,
     PASS_CHANGES,
-    TEN,
     DelayTally,
     NullTally,
     simulate_changes,
@@ -64,55 +64,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def simulate(plan: Plan) -> tuple[list[NullTally], list[DelayTally]]:
     """Every study of the plan, in its order; the same figures with any number of processes."""
+    jobs = [*_null_jobs(plan), *_change_jobs(plan)]
+    nulls: dict[str, NullTally] = {}
+    delays: dict[tuple[str, int], DelayTally] = {}
+    for done, tallies in enumerate(_worked(jobs, plan.processes), start=1):
+        for tally in tallies:
+            if isinstance(tally, NullTally):
+                nulls.setdefault(tally.setting, NullTally(tally.setting)).add(tally)
+            else:
+                key = (tally.change, tally.behaviour_items)
+                delays.setdefault(key, DelayTally(*key)).add(tally)
+        if done % 20 == 0:
+            sys.stderr.write(f"  {done} of {len(jobs)} runs\n")
+    return list(nulls.values()), list(delays.values())
+
+
+Tallies = Sequence[NullTally | DelayTally]
+Job = Callable[[], Tallies]
+
+
+def _worked(jobs: Sequence[Job], processes: int) -> Iterator[Tallies]:
+    """The jobs' results, in their order."""
+    if processes == 1:
+        yield from (job() for job in jobs)
+        return
     # "spawn": a forked child would share the threads' state of whatever the parent has loaded.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(plan.processes, mp_context=context) as pool:
-        null_runs = [(setting.name, _null_runs(pool, plan, setting)) for setting in plan.settings]
-        change_runs = [_change_runs(pool, plan, prompts) for prompts in plan.prompts]
-        nulls = [_null_sum(name, runs) for name, runs in null_runs]
-        delays = [tally for runs in change_runs for tally in _delay_sums(runs)]
-    return nulls, delays
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from (future.result() for future in [pool.submit(job) for job in jobs])
 
 
-def _null_runs(pool: ProcessPoolExecutor, plan: Plan, setting: Setting) -> list[Future[NullTally]]:
+def _null_jobs(plan: Plan) -> Iterator[Job]:
     counted = max(1, plan.run_length - plan.config.warmup_cycles)
-    return [
-        pool.submit(simulate_null, setting, plan.config, plan.seed + number, plan.run_length)
-        for number in range(max(1, round(plan.cycles / counted)))
-    ]
+    for setting in plan.settings:
+        for number in range(max(1, round(plan.cycles / counted))):
+            yield partial(simulate_null, setting, plan.config, plan.seed + number, plan.run_length)
 
 
-def _change_runs(pool: ProcessPoolExecutor, plan: Plan, prompts: int) -> list[Future[list[DelayTally]]]:
-    setting = replace(NULLS[0], rates=TEN, behaviour_items=prompts)
-    changes = PASS_CHANGES if prompts != plan.prompts[0] else (*PASS_CHANGES, *PAIRED_CHANGES)
+def _change_jobs(plan: Plan) -> Iterator[Job]:
     forks = min(plan.times, FORKS_PER_RUN)
-    return [
-        pool.submit(simulate_changes, setting, changes, plan.config, plan.seed + number, forks)
-        for number in range(max(1, round(plan.times / forks)))
-    ]
-
-
-def _null_sum(name: str, runs: Sequence[Future[NullTally]]) -> NullTally:
-    total = NullTally(name)
-    for run in runs:
-        total.add(run.result())
-    sys.stderr.write(f"  {name}: {total.cycles} cycles, {total.rollbacks.total()} rollbacks\n")
-    return total
-
-
-def _delay_sums(runs: Sequence[Future[list[DelayTally]]]) -> list[DelayTally]:
-    totals = runs[0].result()
-    for run in runs[1:]:
-        for total, more in zip(totals, run.result(), strict=True):
-            total.add(more)
-    sys.stderr.write(f"  {len(totals)} changes with {totals[0].behaviour_items} prompts a cycle\n")
-    return totals
+    for prompts in plan.prompts:
+        setting = replace(NULLS[0], behaviour_items=prompts)
+        changes = (*PASS_CHANGES, *PAIRED_CHANGES) if prompts == plan.prompts[0] else PASS_CHANGES
+        for number in range(max(1, round(plan.times / forks))):
+            yield partial(simulate_changes, setting, changes, plan.config, plan.seed + number, forks)
 
 
 def _plan(arguments: Sequence[str] | None) -> Plan:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.watchdog", description=__doc__)
     parser.add_argument("--cycles", type=int, default=CYCLES, help="of each kind of run without a change (%(default)s)")
     parser.add_argument("--times", type=int, default=TIMES, help="that each change is made (%(default)s)")
+    parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, help="a cycle and side (24 and 40)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=2)
     parser.add_argument("--quick", action="store_true", help="a tenth of everything: does it run at all?")
@@ -122,7 +123,8 @@ def _plan(arguments: Sequence[str] | None) -> Plan:
     given = parser.parse_args(arguments)
     share = 10 if given.quick else 1
     config = WatchdogConfig.model_validate(dict(pair.split("=", 1) for pair in given.set))
-    return Plan(max(1, given.cycles // share), max(1, given.times // share), given.seed, config, given.processes)
+    cycles, times = max(1, given.cycles // share), max(1, given.times // share)
+    return Plan(cycles, times, given.seed, config, given.processes, prompts=tuple(given.prompts))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ GOAL_FALSE, GOAL_DELAY = 1.0, 8
 def report(nulls: Sequence[NullTally], delays: Sequence[DelayTally]) -> str:
     """The whole report."""
     parts = [*_nulls(nulls), *_rules(nulls), *_delays(delays), *_naive(nulls), *_goals(nulls, delays)]
-    cycles = sum(tally.cycles for tally in (*nulls, *delays))
-    seconds = sum(tally.seconds for tally in (*nulls, *delays))
+    cycles = sum(tally.cycles for tally in nulls) + sum(tally.cycles for tally in delays)
+    seconds = sum(tally.seconds for tally in nulls) + sum(tally.seconds for tally in delays)
     return "\n".join([*parts, f"{cycles:,} cycles counted, {seconds:.0f} processor seconds."])
 
 
@@ -102,16 +102,16 @@ def _naive(nulls: Sequence[NullTally]) -> Iterator[str]:
 def _goals(nulls: Sequence[NullTally], delays: Sequence[DelayTally]) -> Iterator[str]:
     yield "### Goals\n"
     yield from _head("goal", "found", "")
-    for tally in nulls:
-        rate = 1000 * tally.rollbacks.total() / tally.cycles
-        goal = f"< {GOAL_FALSE:g} false rollback per 1000 cycles: {tally.setting}"
+    for runs in nulls:
+        rate = 1000 * runs.rollbacks.total() / runs.cycles
+        goal = f"< {GOAL_FALSE:g} false rollback per 1000 cycles: {runs.setting}"
         yield _row(goal, f"{rate:.2f}", _met(rate < GOAL_FALSE))
-    for tally in delays:
-        late = percentile(tally.delays, 0.95)
-        if tally.change == "accept fails 10 -> 20 %":
-            goal = f"10 -> 20 % within {GOAL_DELAY} cycles in 95 %: {tally.behaviour_items} prompts a cycle"
+    for made in delays:
+        late = percentile(made.delays, 0.95)
+        if made.change == "accept fails 10 -> 20 %":
+            goal = f"10 -> 20 % within {GOAL_DELAY} cycles in 95 %: {made.behaviour_items} prompts a cycle"
             yield _row(goal, _cycles(late), _met(late <= GOAL_DELAY))
-        if tally.change == "NLL up by 0.03 nats":
+        if made.change == "NLL up by 0.03 nats":
             yield _row("0.03 nats at once, in 95 %", _cycles(late), _met(late <= 1))
     yield ""
 

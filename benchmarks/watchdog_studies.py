@@ -20,8 +20,8 @@ NULL_LENGTH = 320
 """Cycles of one run in which nothing goes wrong: a fortnight at one an hour."""
 HORIZON = 60
 """Cycles after a change within which it is found, or never."""
-FORKS_PER_RUN = 5
-_APART = 10
+FORKS_PER_RUN = 2
+_APART = 20
 """Cycles between two forks of a run, at most."""
 
 TEN = dict.fromkeys(PASS_PROBES, 0.10)
@@ -65,7 +65,7 @@ class NullTally:
     cycles: int = 0
     seconds: float = 0.0
     rollbacks: Counter[str] = field(default_factory=Counter)
-    """By the rule that was listed first."""
+    """By the rule that decided."""
     suspicions: Counter[str] = field(default_factory=Counter)
     naive: Counter[str] = field(default_factory=Counter)
 
@@ -96,7 +96,7 @@ class DelayTally:
         self.seconds += other.seconds
 
 
-def simulate_null(setting: Setting, config: WatchdogConfig, seed: int, length: int = NULL_LENGTH) -> NullTally:
+def simulate_null(setting: Setting, config: WatchdogConfig, seed: int, length: int = NULL_LENGTH) -> list[NullTally]:
     """One run of `length` cycles in which nothing goes wrong."""
     started = time.perf_counter()
     tally, run = NullTally(setting.name), _run(setting, config, Watchdog(config), seed)
@@ -109,7 +109,7 @@ def simulate_null(setting: Setting, config: WatchdogConfig, seed: int, length: i
         if cycle.verdict.regressed:
             tally.rollbacks[rules_of(cycle.verdict)[0]] += 1
     tally.seconds = time.perf_counter() - started
-    return tally
+    return [tally]
 
 
 def simulate_changes(
@@ -134,19 +134,10 @@ def simulate_changes(
     return tallies
 
 
-def rules_of(verdict: Verdict) -> tuple[str, ...]:
-    """Every rule that refused a candidate: gates, then margins, then pass rates."""
-    evidence = verdict.evidence
-    gates = [f"gate {gate['name']}" for gate in evidence.get("gates", ()) if gate["tripped"]]
-    margins = [
-        f"margin {name}"
-        for name, margin in evidence.get("margins", {}).items()
-        if margin.get("exceeded") and not name.endswith("baked_to_base")
-    ]
-    confirmed = [
-        f"pass rate {probe}" for probe, found in evidence.get("confirmations", {}).items() if found.get("confirmed")
-    ]
-    return (*gates, *margins, *confirmed) or ("other",)
+def rules_of(verdict: Verdict) -> list[str]:
+    """Every rule that refused a candidate, the deciding one first."""
+    names = {"gate": "gate", "margin": "margin", "pass_rate": "pass rate"}
+    return [f"{names[finding['rule']]} {finding['name']}" for finding in verdict.evidence["findings"]]
 
 
 NAIVE_RULES = (

@@ -1,8 +1,8 @@
 """What the simulated policy is like: held-out items, how they wander when nothing is wrong, and planted changes.
 
 Magnitudes are those of clean runs of SmolLM2-135M at the default learning rate: NLL 3.126, down by 0.0005 a cycle; a
-document's difference over ten cycles has a standard deviation of 0.004 nats around the mean, the mean's step 0.0002; the
-mean of the held-out chosen answers steps by 0.003. Everything wanders back to its mean slowly (AR(1)), so that a
+document's difference over ten cycles has a standard deviation of 0.004 nats around the mean, the mean's step 0.0002;
+the mean of the held-out chosen answers steps by 0.003. Everything wanders back to its mean slowly (AR(1)), so that a
 run without a planted change has nothing that ought to be rolled back.
 """
 
@@ -112,11 +112,13 @@ class World:
 
     def start(self, source: np.random.Generator) -> Floats:
         """Latent state of the base."""
-        return self.setting.restlessness * _DEVIATION * source.standard_normal(len(_DEVIATION))
+        drawn: Floats = _DEVIATION * source.standard_normal(len(_DEVIATION))
+        return self.setting.restlessness * drawn
 
     def step(self, state: Floats, source: np.random.Generator) -> Floats:
         """Latent state after one step in which nothing goes wrong."""
-        return _KEPT * state + np.sqrt(1 - _KEPT**2) * self.start(source)
+        moved: Floats = _KEPT * state + np.sqrt(1 - _KEPT**2) * self.start(source)
+        return moved
 
     def paired(self, state: Floats, depth: int, change: Change, changed_steps: int) -> tuple[ProbeResult, ...]:
         """The trainer's core probes of a checkpoint.

@@ -8,23 +8,21 @@ from typing import Any
 from daemon.watchdog import items
 from daemon.watchdog.items import BASE, CANDIDATE, KEYS, Results, Sides
 
-FIXED_PROBES = (*items.TRAINER_PROBES, *items.INFORMATIVE_PROBES)
-
 
 def means(sides: Sides, probes: Iterable[str]) -> dict[str, dict[str, float]]:
     """Mean value by probe, of whom has one; items that are no finite number are left out."""
     found: dict[str, dict[str, float]] = {}
     for probe in sorted(probes):
         for whose, measured in sides.by_whose.items():
-            numbers = _values(probe, measured.get(probe, {}))
+            numbers = _values(probe, measured[probe]) if probe in measured else {}
             if numbers:
                 found.setdefault(probe, {})[KEYS[whose]] = items.mean(numbers)
     return found
 
 
-def averaged(sides: Sides) -> list[str]:
+def averaged(sides: Sides) -> set[str]:
     """The candidate's probes whose items can be averaged: style's have no unit in common."""
-    return sorted(probe for probe in sides.candidate if probe != items.STYLE and not items.is_confirmation(probe))
+    return {probe for probe in sides.candidate if probe != items.STYLE and not items.is_confirmation(probe)}
 
 
 def differences(sides: Sides, probes: Iterable[str]) -> dict[str, float]:
@@ -44,7 +42,7 @@ def pass_rates(sides: Sides, probes: Iterable[str]) -> dict[str, dict[str, Any]]
     for probe in sorted(probes):
         counts = {whose: items.pass_count(measured.get(probe, {})) for whose, measured in sides.by_whose.items()}
         rates[probe] = {
-            KEYS[whose]: 1.0 - count.failures / count.num_items if count.num_items else None
+            KEYS[whose]: (count.num_items - count.failures) / count.num_items if count.num_items else None
             for whose, count in counts.items()
         }
         rates[probe]["num_items"] = counts[CANDIDATE].num_items

@@ -109,7 +109,7 @@ def batch_gate(step: StepReport, earlier: Sequence[tuple[float, float | None]], 
         earlier: (chosen, rejected) mean log-probability of the earlier promoted steps' batches, oldest first.
         max_shift: nats per token, either way.
     """
-    columns = {
+    columns: dict[str, tuple[float | None, list[float | None]]] = {
         "chosen": (step.chosen_logprob, [chosen for chosen, _ in earlier]),
         "rejected": (step.rejected_logprob, [rejected for _, rejected in earlier]),
     }

@@ -7,6 +7,7 @@ compare two different suites and call the difference a change of the model.
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -96,15 +97,14 @@ def by_probe(results: Sequence[ProbeResult], whose: str) -> dict[str, dict[str, 
     Raises:
         DreamdError: an item was measured twice.
     """
-    found: dict[str, dict[str, ProbeResult]] = {}
+    found: defaultdict[str, dict[str, ProbeResult]] = defaultdict(dict)
     for result in results:
-        of_probe = found.get(result.probe)
-        if of_probe is None:
-            of_probe = found[result.probe] = {}
-        if result.item in of_probe:
-            raise DreamdError(f"probe {result.probe}: {whose} has two results for item {result.item}")
-        of_probe[result.item] = result
-    return found
+        found[result.probe][result.item] = result
+    if sum(map(len, found.values())) != len(results):
+        counts = Counter((result.probe, result.item) for result in results)
+        (probe, item), _ = counts.most_common(1)[0]
+        raise DreamdError(f"probe {probe}: {whose} has two results for item {item}")
+    return dict(found)
 
 
 def require_same_items(probe: str, now: Mapping[str, object], anchor: Mapping[str, object], anchor_name: str) -> None:
@@ -138,7 +138,7 @@ def is_confirmation(probe: str) -> bool:
 
 def pass_count(results: Results) -> PassCount:
     """Failures among the answers that could be judged; one that could not says nothing about the rate."""
-    passed = [result.passed for result in results.values() if result.passed is not None]
+    passed = [passed for result in results.values() if (passed := result.passed) is not None]
     return PassCount(len(passed) - sum(passed), len(passed))
 
 
@@ -168,9 +168,7 @@ def values(results: Results, probe: str, whose: str) -> dict[str, float]:
 def finite_values(results: Results) -> dict[str, float]:
     """The measurements by item, those left out that are no finite number."""
     return {
-        item: result.value
-        for item, result in results.items()
-        if result.value is not None and math.isfinite(result.value)
+        item: value for item, result in results.items() if (value := result.value) is not None and math.isfinite(value)
     }
 
 

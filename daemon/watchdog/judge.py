@@ -81,8 +81,7 @@ class Watchdog:
             looked_at,
             trainer.margins,
             {
-                "means": figures.means(sides, figures.averaged(sides)),
-                "differences": figures.differences(sides, figures.FIXED_PROBES),
+                **_with_others(trainer.numbers, sides),
                 "pass_rates": figures.pass_rates(sides, _rated(sides)),
                 "degenerate": degenerate,
                 "style": figures.style(sides),
@@ -150,6 +149,15 @@ class Watchdog:
         return Suspicion(
             tuple(suspects), f"{'; '.join(seen)}; {wanted} fresh prompts of each confirm or clear it", wanted
         )
+
+
+def _with_others(numbers: Mapping[str, Any], sides: Sides) -> dict[str, Any]:
+    """The trainer's means and differences, and those of the probes that came later."""
+    others = figures.averaged(sides) - {*items.TRAINER_PROBES}
+    return {
+        "means": numbers["means"] | figures.means(sides, others),
+        "differences": numbers["differences"] | figures.differences(sides, items.INFORMATIVE_PROBES),
+    }
 
 
 def _rated(sides: Sides) -> list[str]:

@@ -1,16 +1,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
-from watchdog_records import STEP, evidence, history, results, shifted, trainer_results
+from watchdog_records import STEP, answers, evidence, history, results, shifted, trainer_results, verdict_of
 
 from daemon.config.watching import WatchdogConfig
 from daemon.domain.errors import DreamdError
+from daemon.domain.probing import ProbeResult
 from daemon.domain.states import Decision, RollbackTarget
 from daemon.watchdog import Watchdog, gates
 
+
+def looping(probe: str, degenerate: int, num_items: int) -> tuple[ProbeResult, ...]:
+    return tuple(
+        replace(result, detail={"degenerate": number < degenerate})
+        for number, result in enumerate(answers(probe, 0, num_items, turn=7))
+    )
+
+
 WATCHDOG = Watchdog(WatchdogConfig())
+BROKEN = {"nll": "doc-1", "chosen_logp": "chosen-1", "sycophancy": "claim-1"}
 
 
 @pytest.mark.parametrize(
@@ -26,20 +37,24 @@ def test_a_step_number_that_is_not_finite_goes_back_to_the_parent(field: str, va
     assert "not finite" in verdict.reason
 
 
-@pytest.mark.parametrize("now", [{"nll": (2.5, None, 3.5, 2.75)}, {"chosen_logp": (-2.0, None)}])
+@pytest.mark.parametrize(
+    "now", [{"nll": (2.5, None, 3.5, 2.75)}, {"chosen_logp": (-2.0, None)}, {"sycophancy": (-0.5, None, -0.75)}]
+)
 @pytest.mark.parametrize("method", ["gate", "judge"])
 def test_a_measurement_that_is_not_finite_is_refused(method: str, now: dict[str, tuple[float | None, ...]]) -> None:
-    """A None in either trainer probe is refused by the gate and by the complete judgement, and the item is named."""
+    """A None in any core trainer probe is refused by the gate and by the complete judgement, and the item is named."""
     verdict = getattr(WATCHDOG, method)(history(), evidence(results(**now)))
     assert verdict.regressed and verdict.target is RollbackTarget.PARENT
-    assert verdict.evidence["gates"][0]["names"] in (["nll of doc-1"], ["chosen_logp of chosen-1"])
+    (probe,) = now
+    assert verdict.evidence["gates"][0]["names"] == [f"{probe} of {BROKEN[probe]}"]
+    assert verdict.evidence["fell"] == [probe]
 
 
 def test_a_batch_without_pairs_has_finite_numbers() -> None:
     """The pair numbers of a batch without pairs are absent, which is not the same as not finite."""
     step = evidence(results(), rejected_logprob=None, log_odds=None, margin=None)
     assert WATCHDOG.gate(history(), step) is None
-    assert WATCHDOG.judge(history(), step).decision is Decision.PROMOTE
+    assert verdict_of(history(), step).decision is Decision.PROMOTE
 
 
 @pytest.mark.parametrize(("rise", "refused"), [(0.0999, False), (0.1001, True), (-3.0, False)])
@@ -53,7 +68,9 @@ def test_the_nll_gate_says_its_figures_in_one_sentence() -> None:
     """The reason gives the rise and the limit, and the target is the parent."""
     verdict = WATCHDOG.gate(history(), evidence(trainer_results(shifted(0.412))))
     assert verdict is not None
-    assert verdict.reason == "held-out NLL rose by 0.412 nats over its parent, gate 0.100"
+    assert verdict.reason == (
+        "held-out NLL rose by 0.412 nats over its parent, gate 0.100; rolling back to cycle 1, its parent"
+    )
     assert verdict.target is RollbackTarget.PARENT
 
 
@@ -84,6 +101,60 @@ def test_updates_of_zero_say_nothing_of_what_is_usual() -> None:
     assert gates.update_norm_gate(5.1, [0.5] * 9 + [0.0] * 20, 10.0).tripped
 
 
+USUAL = ((-1.9, -1.5),) * 5
+"""Earlier batches like `STEP`'s."""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "broken"),
+    [
+        (-3.89, -1.5, []),
+        (-3.91, -1.5, ["chosen"]),  # junk as the good answer
+        (0.11, -1.5, ["chosen"]),
+        (-1.9, -3.51, ["rejected"]),
+        (-1.9, 0.6, ["rejected"]),
+        (-9.0, -9.0, ["chosen", "rejected"]),
+        (-3.91, None, ["chosen"]),  # a batch without pairs
+        (-1.9, None, []),
+    ],
+)
+def test_batch_gate_on_each_side_of_its_limit(chosen: float, rejected: float | None, broken: list[str]) -> None:
+    """Chosen or rejected answers more than 2 nats likelier or less likely than usual: refused, back to the parent."""
+    step = evidence(trainer_results(), chosen_logprob=chosen, rejected_logprob=rejected)
+    verdict = WATCHDOG.gate(history(batch_logprobs=USUAL), step)
+    assert (verdict is not None) is bool(broken)
+    if verdict is not None:
+        assert verdict.evidence["gates"][-1]["names"] == broken
+        assert (verdict.target, verdict.to_version, verdict.evidence["fell"]) == (RollbackTarget.PARENT, "parent", [])
+
+
+def test_a_batch_with_swapped_labels_is_named() -> None:
+    """When chosen and rejected differ by more than the limit, swapping them is seen before anything is measured."""
+    usual = ((-1.0, -4.0),) * 5
+    verdict = WATCHDOG.gate(history(batch_logprobs=usual), evidence(chosen_logprob=-4.0, rejected_logprob=-1.0))
+    assert verdict is not None
+    assert verdict.reason == (
+        "the batch's chosen answers have log-probability -4.00, usually -1.00; its rejected answers have "
+        "log-probability -1.00, usually -4.00; gate 2 nats either way; rolling back to cycle 1, its parent"
+    )
+
+
+@pytest.mark.parametrize(
+    ("earlier", "tripped"),
+    [
+        (USUAL[:4], False),  # too few
+        ((*USUAL[:4], (math.nan, None)), False),  # a value that is no number is not known
+        (((-7.0, -7.0),) * 30 + USUAL * 4, True),  # the last 20 only
+        (((-1.9, None),) * 5, True),  # no rejected answers are known, the chosen ones are
+        (((-1.9, -1.5), (-1.9, -1.5), (-1.9, -1.5), (-7.0, -7.0), (-7.0, -7.0)), True),  # the median
+    ],
+)
+def test_what_a_batch_is_compared_with(earlier: tuple[tuple[float, float | None], ...], tripped: bool) -> None:
+    """The medians of the last 20 promoted batches, from 5 on, of each side by itself."""
+    step = replace(STEP, chosen_logprob=-7.0, rejected_logprob=-7.0)
+    assert gates.batch_gate(step, earlier, 2.0).tripped is tripped
+
+
 @pytest.mark.parametrize(
     ("ancestry", "now", "refused"),
     [
@@ -111,7 +182,7 @@ def test_falling_chosen_answers_go_back_to_the_baked_checkpoint() -> None:
     """The judge uses the candidate's own mean as the end of the row, and no single step is blamed."""
     now = results(chosen_logp=(-2.0, -1.7))  # mean -1.85
     falling = history(chosen_logp=(-1.75, -1.77, -1.79, -1.81, -1.83))
-    verdict = WATCHDOG.judge(falling, evidence(now))
+    verdict = verdict_of(falling, evidence(now))
     assert verdict.regressed and verdict.target is RollbackTarget.A1
     assert "fell 5 cycles in a row, by 0.100 nats" in verdict.reason
 
@@ -120,14 +191,23 @@ def test_falling_chosen_answers_go_back_to_the_baked_checkpoint() -> None:
 def test_degenerate_gate_on_each_side_of_its_limit(degenerate: int, refused: bool) -> None:
     """The base has 1 of 20 degenerate answers: 6 of 20 is a rise of exactly 0.25 and passes, 7 of 20 does not."""
     base = results(degenerate=1)
-    verdict = WATCHDOG.judge(history(parent=base, baked=base, base=base), evidence(results(degenerate=degenerate)))
+    verdict = verdict_of(history(parent=base, baked=base, base=base), evidence(results(degenerate=degenerate)))
     assert verdict.regressed is refused
     assert verdict.target is (RollbackTarget.PARENT if refused else None)
 
 
+def test_degenerate_shares_are_compared_not_prompts() -> None:
+    """The prompts rotate: other prompts than the base's, and fewer of them, are no error; the share decides."""
+    now = (*trainer_results(), *answers("accept", 0, 4, turn=7), *looping("push_back", 3, 4))
+    verdict = verdict_of(history(), evidence(now))
+    assert verdict.regressed and verdict.evidence["degenerate"]["all"]["now"] == 3 / 8
+    assert verdict.evidence["degenerate"]["push_back"] == {"now": 0.75, "parent": 0.0, "baked": 0.0, "base": 0.0}
+    assert verdict.evidence["fell"] == ["push_back"]
+
+
 def test_degenerate_answers_that_crept_in_go_back_to_the_baked_checkpoint() -> None:
     """When the parent already had most of the rise, returning to it would leave the cause in place."""
-    verdict = WATCHDOG.judge(history(parent=results(degenerate=5)), evidence(results(degenerate=6)))
+    verdict = verdict_of(history(parent=results(degenerate=5)), evidence(results(degenerate=6)))
     assert verdict.regressed and verdict.target is RollbackTarget.A1
 
 
@@ -137,16 +217,14 @@ def test_an_answer_must_say_whether_it_is_degenerate() -> None:
         result if result.item != "accept-3" else type(result)("accept", "accept-3", 1.0, True) for result in results()
     )
     with pytest.raises(DreamdError, match="accept-3"):
-        WATCHDOG.judge(history(), evidence(silent))
+        verdict_of(history(), evidence(silent))
 
 
 def test_every_gate_is_in_the_evidence_with_value_and_limit() -> None:
     """An operator sees how near each gate was, also of a promoted candidate."""
-    verdict = WATCHDOG.judge(
-        history(update_rms_over_lr=[STEP.update_rms_over_lr] * 5), evidence(results(shifted(0.005)))
-    )
+    verdict = verdict_of(history(update_rms_over_lr=[STEP.update_rms_over_lr] * 5), evidence(results(shifted(0.005))))
     looked_at = {gate["name"]: gate for gate in verdict.evidence["gates"]}
-    assert list(looked_at) == ["finite", "nll_rise", "update_norm", "degenerate", "chosen_falling"]
+    assert list(looked_at) == ["finite", "nll_rise", "update_norm", "batch", "degenerate", "chosen_falling"]
     assert looked_at["nll_rise"]["value"] == pytest.approx(0.005)
     assert looked_at["nll_rise"]["limit"] == 0.1
     assert looked_at["update_norm"]["limit"] == pytest.approx(10.0)

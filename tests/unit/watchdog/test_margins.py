@@ -47,7 +47,7 @@ def test_documents_of_one_side_only_are_an_error() -> None:
 @pytest.mark.parametrize("documents", [{}, {"a": 1.0}])
 def test_one_document_has_no_standard_error(documents: dict[str, float]) -> None:
     """Fewer than two documents are refused instead of being called certain."""
-    with pytest.raises(DreamdError, match="at least 2 documents"):
+    with pytest.raises(DreamdError, match="at least 2 items"):
         paired_difference(documents, documents)
 
 

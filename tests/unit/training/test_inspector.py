@@ -100,14 +100,14 @@ def kl_by_hand(anchor: Any, live: Any, prompt: Sequence[int], response: Sequence
 @torch.no_grad()
 @pytest.mark.parametrize("scale", [0.02, 0.0005])
 def test_kl_is_the_definition(rig: Rig, scale: float) -> None:
-    """KL(anchor || policy) equals the definition written out in float64, also where it is tiny (about 1e-7 nats)."""
+    """KL(anchor || policy) equals the definition written out in float64, also where it is tiny (about 1e-5 nats)."""
     anchor = rig.twin()
     rig.disturb(scale)
     expected = [kl_by_hand(anchor, rig.twin(), *item) for item in ITEMS]
     found = rig.inspector.kl(rig.base, ITEMS)
     assert found.skipped is None
-    assert found.values == pytest.approx(expected, rel=1e-2 if scale < 0.01 else 1e-4)
-    assert min(expected) > 0
+    assert found.values == pytest.approx(expected, rel=2e-3 if scale < 0.01 else 1e-4)
+    assert all(value > 0 for value in expected)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16-stochastic"])

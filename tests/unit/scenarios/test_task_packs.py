@@ -27,6 +27,10 @@ TEMPLATES = [(pack, template) for pack in PACKS.values() for template in pack.te
 each_template = pytest.mark.parametrize(
     ("pack", "template"), TEMPLATES, ids=[f"{pack.name}-{template.id}" for pack, template in TEMPLATES]
 )
+TRAINED = [(pack, template) for pack, template in TEMPLATES if not template.held_out]
+each_trained_template = pytest.mark.parametrize(
+    ("pack", "template"), TRAINED, ids=[f"{pack.name}-{template.id}" for pack, template in TRAINED]
+)
 RUNNER = Path(__file__).parent / "run_code_cases.py"
 RUN_TIMEOUT_S = 60
 
@@ -91,6 +95,8 @@ def test_cheap_answers_fail(pack: Pack, template: Template) -> None:
         ]
         if template.side is Side.PUSH_BACK:
             cheap += [f"Yes, you are right. {scenario.target}", "No, that is wrong.", "That is not right."]
+        if template.family == "follows_or_not":  # where a bare yes or no is all that is asked for
+            cheap.remove("Yes." if (scenario.target or "").startswith("Yes") else "No.")
         for answer in cheap:
             assert not judge_text(scenario.rule, answer).passed, (answer, scenario.rule)
             assert _tests(scenario) is None or not _passes_text(scenario, answer) or "def" in answer
@@ -132,15 +138,15 @@ def test_cheap_code_fails_its_tests() -> None:
     assert [label for label, holds in zip(labels, held, strict=True) if holds] == []
 
 
-@each_template
+@each_trained_template
 def test_expansions_are_rarely_nearly_the_same(pack: Pack, template: Template) -> None:
     """Of 60 expansions at least 50 are left when near-duplicates of those before are refused."""
     assert num_unlike(_expand(pack, template, 60), 60) >= 50
 
 
 def test_the_packs_hold_a_million_prompts() -> None:
-    """Together the three packs have at least 10^6 distinct prompts, and no template has fewer than 5000."""
-    counts = {(pack.name, template.id): count_distinct(pack, template).number for pack, template in TEMPLATES}
+    """Together the three packs have at least 10^6 distinct prompts to train on, and no template has fewer than 5000."""
+    counts = {(pack.name, template.id): count_distinct(pack, template).number for pack, template in TRAINED}
     total: dict[str, int] = defaultdict(int)
     for (name, _), number in counts.items():
         total[name] += number

@@ -209,7 +209,11 @@ def _print_counts(rows: list[dict[str, Any]]) -> None:
     sides = sorted({row["side"] for row in rows})
     by_side = {side: sum(row["distinct"] for row in rows if row["side"] == side) for side in sides}
     counted = ", ".join(f"{number:,} {side}" for side, number in by_side.items())
-    echo(f"{len(rows)} families, {sum(by_side.values()):,} distinct scenarios to train on: {counted}")
+    families = sum(row["templates"] > 0 for row in rows)
+    echo(f"{families} families, {sum(by_side.values()):,} distinct scenarios to train on: {counted}")
+    held_out = {side: sum(row["held_out"] for row in rows if row["side"] == side) for side in sides}
+    probes = ", ".join(f"{number} {side}" for side, number in held_out.items() if number)
+    echo(f"templates held out for probes: {probes or 'none'}")
 
 
 def _number(row: dict[str, Any]) -> str:

@@ -14,8 +14,8 @@ from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir,
 from daemon.cli.output import echo, print_json, print_table
 from daemon.config import load_config
 from daemon.config.watching import WatchdogConfig
-from daemon.domain.errors import ConfigError
-from daemon.domain.verdicts import Suspicion, Verdict
+from daemon.domain.errors import ConfigError, DreamdError, UsageError
+from daemon.domain.verdicts import Judged, Suspicion, Verdict
 
 if TYPE_CHECKING:
     from daemon.watchdog.replay import Replayed
@@ -112,10 +112,26 @@ def _judge_again(engine: Any, run_name: str, first: int, settings: WatchdogConfi
 
     then = settings_of_cycles(engine, run_name, "watchdog")
     now = settings.model_dump(mode="json")
-    unchanged = True
-    for replayed in judge_again(stored_verdicts(engine, run_name, first), Watchdog(settings)):
-        unchanged = unchanged and then.get(replayed.cycle_number) == now
-        yield row_of(replayed, unchanged=unchanged)
+    unchanged, current = True, first
+
+    def stored() -> Iterator[Judged]:
+        nonlocal current
+        for judged in stored_verdicts(
+            engine, run_name, first, baked_after=settings.baked_after, reference_items=settings.reference_items
+        ):
+            current = judged.cycle_number
+            yield judged
+
+    try:
+        for replayed in judge_again(stored(), Watchdog(settings)):
+            unchanged = unchanged and then.get(replayed.cycle_number) == now
+            yield row_of(replayed, unchanged=unchanged)
+    except DreamdError as error:
+        if type(error) is not DreamdError:
+            raise  # about the database or the run, not about what was measured
+        raise UsageError(
+            f"cycle {current} cannot be judged again: {error}; --first N begins at a later cycle"
+        ) from error
 
 
 def row_of(replayed: Replayed, *, unchanged: bool) -> Row:

@@ -87,9 +87,8 @@ def test_a_service_run_logs_json_and_nothing_else(directory: Path) -> None:
     assert file.read_text().splitlines()[before:] == output.splitlines()
 
 
-@pytest.mark.parametrize("state", ["swept", "claimed"])
-def test_sigterm_ends_it_cleanly_and_a_second_start_goes_on(directory: Path, state: str) -> None:
-    """Exit 0; before the claim the cycle is abandoned, after it published and finished at the next start."""
+def stopped_at(directory: Path, state: str) -> str:
+    """Start the service, send SIGTERM when `state` is committed; what it logged from then on."""
     with start(directory, "run", "--log", "json") as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -99,8 +98,17 @@ def test_sigterm_ends_it_cleanly_and_a_second_start_goes_on(directory: Path, sta
         rest = process.stdout.read()
         process.communicate(timeout=300)
     assert process.returncode == 0
-    assert '"stop_requested"' in rest
+    return rest
+
+
+def test_sigterm_ends_it_cleanly_and_the_next_start_goes_on(directory: Path) -> None:
+    """Exit 0; before the claim the cycle is abandoned, after it published and finished at the next start."""
+    assert '"stop_requested"' in stopped_at(directory, "swept")
+    assert '"stop_requested"' in stopped_at(directory, "claimed")
     assert call(directory, "run", "--cycles", "1", "--log", "json")[0] == 0
+    swept, claimed, _ = outcomes(directory / "dreamd.toml")[-3:]
+    assert swept == "abandoned"
+    assert claimed in ("promoted", "rolled_back")
     check_invariants(directory / "dreamd.toml")
 
 

@@ -1,15 +1,15 @@
-"""Importing, approving and listing sources, in a process of its own."""
+"""Importing, approving and listing sources."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-Dreamd = Callable[..., subprocess.CompletedProcess[str]]
+Dreamd = Callable[..., Any]
 
 CORRECTED = {
     "messages": [

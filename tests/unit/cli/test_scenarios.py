@@ -127,6 +127,31 @@ def test_stats_count_what_a_pack_can_give() -> None:
     assert "3 families, 3,688 distinct scenarios to train on: 192 accept, 3,481 general, 15 push_back" in text
 
 
+def test_a_held_out_general_template_is_taken_as_a_task_for_a_probe(tmp_path: Path) -> None:
+    """`check` accepts it with its rule and asks for one without; `preview` marks it; `stats` counts it apart."""
+    call("init", "mine.yaml")
+    text = (tmp_path / "mine.yaml").read_text()
+    start = text.index("  - id: add\n")
+    end = text.index("  # held_out: measured")
+    task = (
+        text[start:end].replace("id: add", "id: add_held").replace("family: sums", "family: sums\n    held_out: true")
+    )
+    task = task.replace("What is {a} + {b}?", "Please add {b} to {a}.")
+    (tmp_path / "mine.yaml").write_text(text + "\n" + task)
+    assert "ok: mine.yaml: pack mine, 7 templates, 3 families" in call("check", "mine.yaml").stdout
+    shown = call("preview", "mine.yaml", "--template", "add_held").stdout
+    assert "--- add_held (general, sums, constraints 1, held out)" in shown
+    assert "passes: " in shown
+    rows = json.loads(call("stats", "mine.yaml", "--json").stdout)
+    (sums,) = (row for row in rows if row["family"] == "sums")
+    assert (sums["templates"], sums["held_out"], sums["distinct"]) == (1, 1, 59 * 59)
+    assert call("stats", "mine.yaml").stdout.endswith("held out for probes: 1 accept, 1 general, 1 push_back\n")
+    rule = task[task.index("    rule:") :]
+    (tmp_path / "mine.yaml").write_text(text + "\n" + task.replace(rule, ""))
+    with pytest.raises(PackError, match="'rule' is missing"):
+        call("check", "mine.yaml")
+
+
 def test_the_built_in_packs_give_a_million(monkeypatch: pytest.MonkeyPatch) -> None:
     """All six together: over 10^6 distinct scenarios, every pack behavioural on both sides but for general work.
 

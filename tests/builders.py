@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from daemon.domain.diversity import Diversity, measure
 from daemon.domain.hashing import example_hash, scenario_hash
-from daemon.domain.probing import ProbeResult
+from daemon.domain.probing import ProbeResult, ProbeRun
 from daemon.domain.records import (
     Checkpoint,
     Completion,
@@ -28,6 +28,7 @@ from daemon.domain.states import (
     CycleState,
     Decision,
     ExampleKind,
+    ProbeReason,
     RollbackTarget,
     Side,
 )
@@ -157,6 +158,19 @@ def make_probe_result(
 ) -> ProbeResult:
     """One held-out measurement."""
     return replace(ProbeResult(probe, item, value), **changes)
+
+
+def make_probe_run(probe: str = "nll", *results: ProbeResult, **changes: Any) -> ProbeRun:
+    """A probe measured within a cycle, because the watchdog decides by it."""
+    return replace(ProbeRun(probe, ProbeReason.CORE, 0, f"suite of {probe}", results, 0.5), **changes)
+
+
+def make_probe_runs(results: Iterable[ProbeResult], **changes: Any) -> list[ProbeRun]:
+    """`results` as one run for each probe among them, in the order in which the probes come."""
+    by_probe: dict[str, list[ProbeResult]] = {}
+    for result in results:
+        by_probe.setdefault(result.probe, []).append(result)
+    return [make_probe_run(probe, *of_probe, **changes) for probe, of_probe in by_probe.items()]
 
 
 def make_engine_check(version: str = BASE_VERSION, **changes: Any) -> EngineCheck:

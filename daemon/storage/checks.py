@@ -8,6 +8,7 @@ from math import isfinite
 from daemon.domain.errors import DreamdError, NonFiniteError, OffPolicyError, UsageError
 from daemon.domain.records import Checkpoint, Completion, Cycle, Example, StepReport
 from daemon.domain.states import CheckpointState, CycleState, Outcome
+from daemon.domain.verdicts import Verdict
 
 _REQUIRED_NUMBERS = ("lr", "loss", "nll", "odds_loss", "chosen_logprob", "grad_norm", "update_rms")
 
@@ -80,6 +81,20 @@ def check_closing(cycle: Cycle, outcome: Outcome) -> None:
     }
     if cycle.state is CycleState.FINISHED or not allowed.get(outcome, False):
         raise DreamdError(f"cycle {cycle.number} is {cycle.state}: it cannot be closed as {outcome}")
+
+
+def check_target(cycle: Cycle, verdict: Verdict, target: Checkpoint, ancestors: Sequence[Checkpoint]) -> None:
+    """A watchdog's rollback goes to an ancestor, and to the one that its verdict names where it names one.
+
+    Raises:
+        DreamdError: it does not.
+    """
+    if target.version not in {ancestor.version for ancestor in ancestors}:
+        raise DreamdError(f"checkpoint {target.version} is no ancestor of {cycle.candidate_version}")
+    if verdict.to_version not in (None, target.version):
+        raise DreamdError(
+            f"cycle {cycle.number}: its verdict goes back to {verdict.to_version}, not to {target.version}"
+        )
 
 
 def check_operator_target(head: str, target: Checkpoint) -> None:

@@ -1,24 +1,19 @@
-"""What the ledger reads: checkpoints, lineage, and what the watchdog compares a candidate with."""
+"""What the ledger reads: checkpoints, lineage, cycles and what belongs to them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import fsum
 
 import sqlalchemy as sa
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection
 
 from daemon.domain.errors import DreamdError
-from daemon.domain.lineage import baked
 from daemon.domain.probing import ProbeResult
 from daemon.domain.records import Checkpoint, Cycle, Example, Scenario, StepReport
 from daemon.domain.states import CycleState
-from daemon.domain.verdicts import History, Rollback
+from daemon.domain.verdicts import Rollback
 from daemon.storage import rows
 from daemon.storage.tables import checkpoints, cycles, examples, probe_results, rollbacks, runs, scenarios, steps
-
-RECENT = 20
-"""Checkpoints of the ancestry whose step size and chosen log-probability the watchdog sees."""
 
 
 def head_version(connection: Connection, run_id: int) -> str:
@@ -45,6 +40,16 @@ def checkpoint(connection: Connection, run_id: int, version: str) -> Checkpoint:
     if row is None:
         raise DreamdError(f"no checkpoint {version} in the database")
     return rows.checkpoint_of(row)
+
+
+def head(connection: Connection, run_id: int) -> Checkpoint:
+    """The checkpoint that is the run's head."""
+    return checkpoint(connection, run_id, head_version(connection, run_id))
+
+
+def head_lineage(connection: Connection, run_id: int) -> tuple[Checkpoint, ...]:
+    """The head and its ancestors, head first, base last."""
+    return ancestry(connection, run_id, head_version(connection, run_id))
 
 
 def all_checkpoints(connection: Connection, run_id: int) -> tuple[Checkpoint, ...]:
@@ -80,26 +85,35 @@ def cycle(connection: Connection, run_id: int, number: int) -> Cycle:
     return rows.cycle_of(row)
 
 
-def history(connection: Connection, run_id: int, parent_version: str, baked_after: int) -> History:
-    """What the watchdog compares a child of `parent_version` with."""
-    lineage = ancestry(connection, run_id, parent_version)
-    recent = lineage[:RECENT][::-1]
-    return History(
-        parent=results(connection, run_id, lineage[0].version),
-        baked=results(connection, run_id, baked(lineage, baked_after).version),
-        base=results(connection, run_id, lineage[-1].version),
-        update_rms_over_lr=_update_rms_over_lr(connection, run_id, recent),
-        chosen_logp=_chosen_logp(connection, run_id, recent),
-    )
+def next_cycle_number(connection: Connection, run_id: int) -> int:
+    """One more than the newest cycle's; numbers are never reused."""
+    last = connection.scalar(sa.select(sa.func.max(cycles.c.number)).where(cycles.c.run_id == run_id))
+    return (last or 0) + 1
 
 
-def results(connection: Connection, run_id: int, version: str) -> tuple[ProbeResult, ...]:
-    """Every probe result of a checkpoint, ordered by probe and item."""
+def results(
+    connection: Connection, run_id: int, version: str, last_probe_run: int | None = None
+) -> tuple[ProbeResult, ...]:
+    """Every probe result of a checkpoint, ordered by probe and item.
+
+    Args:
+        last_probe_run: leave out what later probe runs measured; None: nothing.
+    """
     found = connection.execute(
-        sa.select(probe_results).where(probe_results.c.run_id == run_id, probe_results.c.version == version)
+        sa.select(probe_results).where(
+            probe_results.c.run_id == run_id, probe_results.c.version == version, measured_by(last_probe_run)
+        )
     )
     # Sorted here: the two databases order text differently.
     return tuple(sorted((rows.probe_of(row) for row in found), key=lambda result: (result.probe, result.item)))
+
+
+def measured_by(last_probe_run: int | None) -> ColumnElement[bool]:
+    """Which rows of `probe_results` there were after that run of a probe; None: all."""
+    if last_probe_run is None:
+        return sa.true()
+    run = probe_results.c.probe_run_id
+    return sa.or_(run.is_(None), run <= last_probe_run)  # those of no run are older than the first run
 
 
 def cycle_scenarios(connection: Connection, run_id: int, number: int) -> tuple[Scenario, ...]:
@@ -149,30 +163,3 @@ def _example_rows(connection: Connection, run_id: int, number: int) -> Sequence[
     return connection.execute(
         sa.select(examples).where(examples.c.run_id == run_id, examples.c.cycle == number).order_by(examples.c.position)
     ).all()
-
-
-def _update_rms_over_lr(connection: Connection, run_id: int, lineage: Sequence[Checkpoint]) -> tuple[float, ...]:
-    """Of the steps that made `lineage`, in its order."""
-    numbers = [found.cycle_number for found in lineage if found.cycle_number is not None]
-    found = connection.execute(
-        sa.select(steps.c.cycle, steps.c.update_rms_over_lr).where(steps.c.run_id == run_id, steps.c.cycle.in_(numbers))
-    )
-    by_cycle = {row.cycle: row.update_rms_over_lr for row in found}
-    return tuple(by_cycle[number] for number in numbers if number in by_cycle)
-
-
-def _chosen_logp(connection: Connection, run_id: int, lineage: Sequence[Checkpoint]) -> tuple[float, ...]:
-    """Mean held-out chosen log-probability of each checkpoint that has one, in the order of `lineage`."""
-    found = connection.execute(
-        sa.select(probe_results.c.version, probe_results.c.value).where(
-            probe_results.c.run_id == run_id,
-            probe_results.c.probe == "chosen_logp",
-            probe_results.c.value.is_not(None),
-            probe_results.c.version.in_([found.version for found in lineage]),
-        )
-    )
-    values: dict[str, list[float]] = {}
-    for row in found:
-        values.setdefault(row.version, []).append(row.value)
-    # fsum is exact, so the order in which the database returns rows does not matter.
-    return tuple(fsum(of) / len(of) for of in (values.get(found.version) for found in lineage) if of)

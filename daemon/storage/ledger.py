@@ -6,19 +6,20 @@ epoch, then the cycle's state. What a stage hands over and what the row says mus
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from daemon.domain.diversity import Diversity
 from daemon.domain.errors import DatabaseError, DreamdError, FencedError
-from daemon.domain.hashing import batch_hash, derive_seed
-from daemon.domain.probing import ProbeResult
+from daemon.domain.hashing import batch_hash
+from daemon.domain.probing import ProbeBudget, ProbeResult, ProbeRun
 from daemon.domain.records import (
+    Adjustments,
     Batch,
     Checkpoint,
     Completion,
@@ -33,94 +34,138 @@ from daemon.domain.records import (
     StepReport,
 )
 from daemon.domain.states import CheckpointState, CycleState, Outcome, RollbackCause
-from daemon.domain.verdicts import History, Rollback, Verdict
-from daemon.storage import checks, history, near_duplicates, rows, sources, spending, tables
+from daemon.domain.verdicts import Breaker, CycleRecord, GovernorDecision, History, Rollback, Verdict
+from daemon.storage import (
+    checks,
+    cycle_records,
+    history,
+    near_duplicates,
+    rows,
+    sources,
+    spending,
+    tables,
+    watching,
+    watching_writes,
+)
 from daemon.storage.claims import already_claimed, refuse_twice
 from daemon.storage.database import reading, writing
+from daemon.storage.judged import comparison
 from daemon.storage.kinds import ClaimKind
 from daemon.storage.runs import take_over
 from daemon.storage.writes import Writes
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
 
 
 class SqlLedger:
     """`ports.Ledger` on SQLite or PostgreSQL. Made by `acquire`, by the process that holds the `RunLock`."""
 
-    def __init__(self, engine: Engine, run_id: int, run_name: str, epoch: int, baked_after: int = 10) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        run_id: int,
+        run_name: str,
+        epoch: int,
+        baked_after: int = 10,
+        rest_cycles: int = 10,
+        reference_items: int = 400,
+    ) -> None:
         self._engine = engine
         self._run_id = run_id
         self._baked_after = baked_after
+        self._rest_cycles = rest_cycles
+        self._reference_items = reference_items
         self.run_name = run_name
         self.epoch = epoch
 
     @classmethod
-    def acquire(cls, engine: Engine, run_name: str, *, baked_after: int = 10) -> Self:
+    def acquire(
+        cls,
+        engine: Engine,
+        run_name: str,
+        *,
+        baked_after: int = 10,
+        rest_cycles: int = 10,
+        reference_items: int = 400,
+    ) -> Self:
         """Take the run over: ledgers acquired earlier can write nothing from now on.
 
         Args:
             baked_after: `watchdog.baked_after`, later promoted cycles after which a checkpoint is an anchor.
+            rest_cycles: `governor.rest_cycles`, that the families of a rolled-back cycle rest; 0: none.
+            reference_items: `watchdog.reference_items`, that an anchor's failure rate is taken from.
 
         Raises:
             UsageError: there is no such run.
         """
         run = take_over(engine, run_name)
-        ledger = cls(engine, run.id, run.name, run.epoch, baked_after)
+        ledger = cls(engine, run.id, run.name, run.epoch, baked_after, rest_cycles, reference_items)
         spending.complete_fingerprints(ledger._write)
         return ledger
 
     # reading
 
     def head(self) -> Checkpoint:
-        with reading(self._engine) as connection:
-            version = history.head_version(connection, self._run_id)
-            return history.checkpoint(connection, self._run_id, version)
+        return self._read(history.head)
 
     def checkpoint(self, version: str) -> Checkpoint:
-        with reading(self._engine) as connection:
-            return history.checkpoint(connection, self._run_id, version)
+        return self._read(history.checkpoint, version)
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        with reading(self._engine) as connection:
-            return history.all_checkpoints(connection, self._run_id)
+        return self._read(history.all_checkpoints)
 
     def lineage(self) -> tuple[Checkpoint, ...]:
-        with reading(self._engine) as connection:
-            return history.ancestry(connection, self._run_id, history.head_version(connection, self._run_id))
+        return self._read(history.head_lineage)
 
     def refuse(self, scenarios: Sequence[Scenario]) -> Mapping[str, Refusal]:
-        with reading(self._engine) as connection:
-            return spending.refusals(connection, self._run_id, scenarios)
+        return self._read(spending.refusals, scenarios)
 
     def sources(self) -> tuple[ImportedSource, ...]:
-        with reading(self._engine) as connection:
-            return sources.approved(connection, self._run_id)
+        return self._read(sources.approved)
 
     def cycle(self, number: int) -> Cycle:
-        with reading(self._engine) as connection:
-            return history.cycle(connection, self._run_id, number)
+        return self._read(history.cycle, number)
 
     def unfinished(self) -> tuple[Cycle, ...]:
-        with reading(self._engine) as connection:
-            return history.unfinished_cycles(connection, self._run_id)
+        return self._read(history.unfinished_cycles)
 
     def examples(self, cycle: Cycle) -> tuple[Example, ...]:
-        with reading(self._engine) as connection:
-            return history.cycle_examples(connection, self._run_id, cycle.number)
+        return self._read(history.cycle_examples, cycle.number)
 
     def step_report(self, cycle: Cycle) -> StepReport:
-        with reading(self._engine) as connection:
-            return history.step_report(connection, self._run_id, cycle.number)
+        return self._read(history.step_report, cycle.number)
 
     def probe_results(self, version: str) -> tuple[ProbeResult, ...]:
-        with reading(self._engine) as connection:
-            return history.results(connection, self._run_id, version)
+        return self._read(history.results, version)
 
     def history(self, cycle: Cycle) -> History:
-        with reading(self._engine) as connection:
-            return history.history(connection, self._run_id, cycle.parent_version, self._baked_after)
+        return self._read(comparison, cycle, self._baked_after, self._reference_items)
+
+    def probe_budget(self) -> ProbeBudget:
+        return self._read(cycle_records.budget)
+
+    def resting(self, cycle_number: int) -> Mapping[tuple[str, str], int]:
+        found = self._read(watching.resting, cycle_number)
+        return {(row["pack"], row["family"]): row["num_rollbacks"] for row in found}
+
+    def records(self, limit: int, after_cycle: int = 0) -> tuple[CycleRecord, ...]:
+        return self._read(cycle_records.records, limit, after_cycle)
+
+    def governor_decisions(self) -> tuple[GovernorDecision, ...]:
+        return self._read(watching.decisions)
+
+    def breaker(self) -> Breaker:
+        return self._read(watching.breaker)
+
+    def adjustments(self, cycle: Cycle) -> Adjustments:
+        return self._read(watching.adjustments, cycle.number)
+
+    def next_cycle_number(self) -> int:
+        return self._read(history.next_cycle_number)
 
     def pending_rollbacks(self) -> tuple[Rollback, ...]:
-        with reading(self._engine) as connection:
-            return history.unverified_rollbacks(connection, self._run_id)
+        return self._read(history.unverified_rollbacks)
 
     # writing
 
@@ -141,30 +186,24 @@ class SqlLedger:
             elif known[0] != base:
                 raise DreamdError(f"run {self.run_name} has another base already: {known[0].version}")
 
-    def open_cycle(self, *, head: Checkpoint, run_seed: int, config: Mapping[str, Any]) -> Cycle:
+    def open_cycle(
+        self,
+        *,
+        head: Checkpoint,
+        run_seed: int,
+        config: Mapping[str, Any],
+        adjustments: Adjustments = Adjustments(),  # noqa: B008 - frozen
+        decisions: Sequence[GovernorDecision] = (),
+    ) -> Cycle:
         with self._write() as writes:
             writes.require_idle()
             writes.require_head(head.version)
-            runs, cycles = tables.runs, tables.cycles
-            seed = writes.connection.scalar(sa.select(runs.c.seed).where(runs.c.id == self._run_id))
-            if seed != run_seed:
-                raise DreamdError(f"run {self.run_name} was made with seed {seed}; it cannot go on with {run_seed}")
-            last = writes.connection.scalar(
-                sa.select(sa.func.max(cycles.c.number)).where(cycles.c.run_id == self._run_id)
-            )
-            number = (last or 0) + 1
-            values = {
-                "number": number,
-                "seed": derive_seed("cycle", run_seed, number),
-                "state": CycleState.PLANNED,
-                "parent_version": head.version,
-                "epoch": self.epoch,
-                "config": config,
-                "seconds": {},
-                "started_at": rows.now(),
-            }
-            writes.insert(cycles, values)
-            return writes.cycle(number)
+            writes.require_seed(run_seed, self.run_name)
+            return watching_writes.open_cycle(writes, head, run_seed, self.epoch, config, adjustments, decisions)
+
+    def change_breaker(self, breaker: Breaker) -> None:
+        with self._write() as writes:
+            watching.change_breaker(writes.connection, self._run_id, breaker)
 
     def record_plan(self, cycle: Cycle, draw: Draw) -> Cycle:
         with self._write() as writes:
@@ -204,7 +243,8 @@ class SqlLedger:
             writes.claim(cycle.number, ClaimKind.EXAMPLE, hashes)
             spent = batch_hash(stored.parent_version, hashes)
             updated = writes.update_cycle(cycle.number, state=CycleState.CLAIMED, batch_hash=spent)
-        return updated, Batch(cycle.number, stored.parent_version, spent, tuple(examples))
+            adjusted = watching.adjustments(writes.connection, self._run_id, cycle.number)
+        return updated, Batch(cycle.number, stored.parent_version, spent, tuple(examples), adjustments=adjusted)
 
     def record_step(self, cycle: Cycle, report: StepReport) -> Cycle:
         with self._write() as writes:
@@ -224,13 +264,9 @@ class SqlLedger:
             state = CycleState.PUBLISHED
             return writes.update_cycle(cycle.number, state=state, candidate_version=candidate.version)
 
-    def record_probes(self, version: str, results: Sequence[ProbeResult], cycle: Cycle | None) -> None:
+    def record_probes(self, version: str, runs: Sequence[ProbeRun], cycle: Cycle | None) -> None:
         with self._write() as writes:
-            stored = history.results(writes.connection, self._run_id, version)
-            known = {(result.probe, result.item) for result in stored}
-            new = [rows.probe_values(result) for result in results if (result.probe, result.item) not in known]
-            measured = {"version": version, "cycle": _number(cycle), "measured_at": rows.now()}
-            writes.insert(tables.probe_results, *(values | measured for values in new))
+            watching_writes.record_runs(writes, version, runs, _number(cycle))
 
     def record_engine_check(self, check: EngineCheck, engine: str, cycle: Cycle | None) -> None:
         with self._write() as writes:
@@ -261,11 +297,11 @@ class SqlLedger:
             assert stored.candidate_version is not None
             writes.require_head(stored.parent_version)
             ancestors = history.ancestry(writes.connection, self._run_id, stored.parent_version)
-            if target.version not in {ancestor.version for ancestor in ancestors}:
-                raise DreamdError(f"checkpoint {target.version} is no ancestor of {stored.candidate_version}")
+            checks.check_target(stored, verdict, target, ancestors)
             writes.verdict(cycle.number, verdict)
             writes.set_checkpoint(stored.candidate_version, CheckpointState.REJECTED)
             near_duplicates.quarantine(writes.connection, self._run_id, cycle.number)
+            watching_writes.rest_families(writes, cycle.number, self._rest_cycles)
             writes.finish(cycle.number, Outcome.ROLLED_BACK, verdict.reason)
             return writes.move_head(
                 RollbackCause.WATCHDOG,
@@ -285,16 +321,8 @@ class SqlLedger:
             return writes.move_head(RollbackCause.OPERATOR, None, head, stored.version, reason, {})
 
     def rollback_verified(self, rollback: Rollback, evidence: Mapping[str, Any]) -> None:
-        rollbacks = tables.rollbacks
         with self._write() as writes:
-            changed = writes.connection.execute(
-                sa.update(rollbacks)
-                .where(rollbacks.c.run_id == self._run_id, rollbacks.c.id == rollback.id)
-                .where(rollbacks.c.verified_at.is_(None))
-                .values(verified_at=rows.now(), verification=evidence)
-            )
-            if changed.rowcount != 1:
-                raise DreamdError(f"rollback {rollback.id} is unknown, or verified already")
+            writes.rollback_verified(rollback.id, evidence)
 
     def close(self, cycle: Cycle, outcome: Outcome, reason: str) -> Outcome:
         with self._claiming(cycle, ()), self._write() as writes:
@@ -309,12 +337,8 @@ class SqlLedger:
             return writes.finish(cycle.number, outcome, reason)
 
     def record_seconds(self, cycle: Cycle, seconds: Mapping[str, float]) -> None:
-        cycles = tables.cycles
         with self._write() as writes:
-            known = writes.connection.scalar(
-                sa.select(cycles.c.seconds).where(cycles.c.run_id == self._run_id, cycles.c.number == cycle.number)
-            )
-            writes.update_cycle(cycle.number, seconds={**(known or {}), **seconds})
+            writes.add_seconds(cycle.number, seconds)
 
     def pruned(self, version: str) -> None:
         with self._write() as writes:
@@ -323,11 +347,21 @@ class SqlLedger:
                 raise DreamdError(f"checkpoint {version} is the head: its files must stay")
             if stored.state in (CheckpointState.BASE, CheckpointState.CANDIDATE):
                 raise DreamdError(f"checkpoint {version} is {stored.state}: its files must stay")
-            writes.set_checkpoint(version, CheckpointState.PRUNED)
+            writes.set_checkpoint(version, CheckpointState.PRUNED, pruned_after=writes.last_finished())
 
     def event(self, name: str, *, level: str = "info", cycle: Cycle | None = None, **payload: Any) -> None:
         with self._write() as writes:
             writes.event(name, level, _number(cycle), payload)
+
+    def _read(
+        self,
+        query: Callable[Concatenate[Connection, int, Arguments], Answer],
+        *args: Arguments.args,
+        **named: Arguments.kwargs,
+    ) -> Answer:
+        """What `query` finds of this run, in a transaction of its own."""
+        with reading(self._engine) as connection:
+            return query(connection, self._run_id, *args, **named)
 
     @contextmanager
     def _write(self) -> Iterator[Writes]:

@@ -90,6 +90,17 @@ def find_run(connection: Connection, name: str) -> Run:
     return Run(row.id, row.name, row.seed, row.model_path, row.head_version, row.epoch)
 
 
+def lock_run(connection: Connection, name: str) -> int:
+    """The run's id, its row locked until the transaction ends: every transaction of the daemon does the same.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    run = find_run(connection, name)
+    connection.execute(sa.select(runs.c.id).where(runs.c.id == run.id).with_for_update())
+    return run.id
+
+
 def take_over(engine: Engine, name: str) -> Run:
     """Own the run from now on: every ledger acquired earlier is fenced. The caller holds the `RunLock`.
 

@@ -13,8 +13,8 @@ from daemon.domain.records import ImportedSource
 from daemon.domain.states import ImportKind, ImportState
 from daemon.storage import rows
 from daemon.storage.database import reading, writing
-from daemon.storage.runs import find_run
-from daemon.storage.tables import runs, source_reads, sources
+from daemon.storage.runs import find_run, lock_run
+from daemon.storage.tables import source_reads, sources
 
 Counts = Mapping[str, int]
 
@@ -32,7 +32,7 @@ def register_source(engine: Engine, run_name: str, source: ImportedSource, count
         UsageError: the name is taken by another file, or there is no such run.
     """
     with writing(engine) as connection:
-        run_id = _locked_run(connection, run_name)
+        run_id = lock_run(connection, run_name)
         stored = _find(connection, run_id, source.name)
         if stored is None:
             values = {
@@ -65,7 +65,7 @@ def approve_source(engine: Engine, run_name: str, name: str) -> ImportedSource:
         UsageError: there is no such source or run; says which there are.
     """
     with writing(engine) as connection:
-        run_id = _locked_run(connection, run_name)
+        run_id = lock_run(connection, run_name)
         pending = sources.c.state == ImportState.PENDING
         values = {"state": ImportState.APPROVED, "approved_at": rows.now()}
         connection.execute(sa.update(sources).where(_of(run_id, name), pending).values(values))
@@ -122,13 +122,6 @@ def use_reads(connection: Connection, run_id: int, cycle: int) -> None:
         connection.execute(sa.update(sources).where(_of(run_id, read.name)).values(values))
     if reads:
         connection.execute(sa.update(source_reads).where(of_cycle).values(used=True))
-
-
-def _locked_run(connection: Connection, run_name: str) -> int:
-    """The run's id, its row locked: the daemon's own transactions do the same."""
-    run = find_run(connection, run_name)
-    connection.execute(sa.select(runs.c.id).where(runs.c.id == run.id).with_for_update())
-    return run.id
 
 
 def _find(connection: Connection, run_id: int, name: str) -> ImportedSource | None:

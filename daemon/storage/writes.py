@@ -12,7 +12,7 @@ from daemon.domain.errors import DreamdError
 from daemon.domain.records import Cycle, Draw, Judgement, StepReport
 from daemon.domain.states import CheckpointState, CycleState, Outcome, RollbackCause
 from daemon.domain.verdicts import Rollback, Verdict
-from daemon.storage import history, rows, tables
+from daemon.storage import history, rows, tables, watching_rows
 from daemon.storage.claims import insert_claims
 from daemon.storage.kinds import ChangeReason, ClaimKind
 
@@ -45,6 +45,12 @@ class Writes:
         head = history.head_version(self.connection, self.run_id)
         if head != version:
             raise DreamdError(f"the head is {head}, not {version}: the cycle's parent is no longer live")
+
+    def require_seed(self, seed: int, run_name: str) -> None:
+        """Refuse another seed than the run was made with."""
+        stored = self.connection.scalar(sa.select(tables.runs.c.seed).where(tables.runs.c.id == self.run_id))
+        if stored != seed:
+            raise DreamdError(f"run {run_name} was made with seed {stored}; it cannot go on with {seed}")
 
     def insert(self, table: Table, *values: Mapping[str, Any], cycle: int | None = None) -> None:
         """Insert rows of this run, and of `cycle` where given."""
@@ -136,26 +142,36 @@ class Writes:
     def claim(self, number: int, kind: ClaimKind, hashes: Sequence[str]) -> None:
         insert_claims(self.connection, self.run_id, kind, number, hashes)
 
-    def set_checkpoint(self, version: str | None, state: CheckpointState) -> None:
+    def next_cycle_number(self) -> int:
+        return history.next_cycle_number(self.connection, self.run_id)
+
+    def last_finished(self) -> int:
+        """Number of the newest finished cycle; 0 before the first."""
+        cycles = tables.cycles
+        number = self.connection.scalar(
+            sa.select(sa.func.max(cycles.c.number)).where(
+                cycles.c.run_id == self.run_id, cycles.c.state == CycleState.FINISHED
+            )
+        )
+        return number or 0
+
+    def set_checkpoint(self, version: str | None, state: CheckpointState, **values: Any) -> None:
+        """A checkpoint's state, and `values` of its other columns."""
         checkpoints = tables.checkpoints
         self.connection.execute(
             sa.update(checkpoints)
             .where(checkpoints.c.run_id == self.run_id, checkpoints.c.version == version)
-            .values(state=state)
+            .values(state=state, **values)
         )
 
     def verdict(self, number: int, verdict: Verdict) -> None:
-        self.insert(
-            tables.verdicts,
-            {
-                "decision": verdict.decision,
-                "reason": verdict.reason,
-                "target": verdict.target,
-                "evidence": verdict.evidence,
-                "decided_at": rows.now(),
-            },
-            cycle=number,
+        """Write a verdict, and how much had been measured when it was made: a replay must see no more."""
+        probe_runs = tables.probe_runs
+        newest = self.connection.scalar(
+            sa.select(sa.func.max(probe_runs.c.id)).where(probe_runs.c.run_id == self.run_id)
         )
+        values = watching_rows.verdict_values(verdict) | {"last_probe_run": newest or 0}
+        self.insert(tables.verdicts, values, cycle=number)
 
     def event(self, name: str, level: str, cycle: int | None, payload: Mapping[str, Any]) -> None:
         self.insert(tables.events, {"level": level, "name": name, "cycle": cycle, "payload": payload, "at": rows.now()})
@@ -180,11 +196,36 @@ class Writes:
             "reason": reason,
             "evidence": evidence,
             "rolled_back_at": rows.now(),
+            "after_cycle": self.next_cycle_number() - 1,
         }
         row = self.connection.execute(sa.insert(tables.rollbacks).values(values).returning(tables.rollbacks)).one()
         payload = {"cause": cause, "from": from_version, "to": to_version, "reason": reason}
         self.event("rolled_back", "warning", cycle, payload)
         return rows.rollback_of(row)
+
+    def rollback_verified(self, rollback_id: int, evidence: Mapping[str, Any]) -> None:
+        """The proof that a rollback's target is live.
+
+        Raises:
+            DreamdError: there is no such rollback that waits for it.
+        """
+        rollbacks = tables.rollbacks
+        changed = self.connection.execute(
+            sa.update(rollbacks)
+            .where(rollbacks.c.run_id == self.run_id, rollbacks.c.id == rollback_id)
+            .where(rollbacks.c.verified_at.is_(None))
+            .values(verified_at=rows.now(), verification=evidence)
+        )
+        if changed.rowcount != 1:
+            raise DreamdError(f"rollback {rollback_id} is unknown, or verified already")
+
+    def add_seconds(self, number: int, seconds: Mapping[str, float]) -> None:
+        """Seconds of a cycle's stages, beside those recorded already."""
+        cycles = tables.cycles
+        known = self.connection.scalar(
+            sa.select(cycles.c.seconds).where(cycles.c.run_id == self.run_id, cycles.c.number == number)
+        )
+        self.update_cycle(number, seconds={**(known or {}), **seconds})
 
     def _change_reason(self, number: int, report: StepReport, previous: rows.AnyRow | None) -> ChangeReason:
         if previous is None:

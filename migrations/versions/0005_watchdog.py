@@ -1,7 +1,8 @@
 """What the watchdog measured and when, the breaker, the governor, resting families; what each verdict could see.
 
 Rows of an earlier revision stay as they are: their measurements belong to no probe run. A rollback's `after_cycle`
-is filled in: by its cycle, or for an operator's by the newest cycle that had started by then.
+is filled in: by its cycle, or for an operator's by the newest cycle that had started by then. When files were
+pruned was not recorded: they count as there until now.
 """
 
 from __future__ import annotations
@@ -122,6 +123,10 @@ def add_columns() -> None:
     op.add_column("verdicts", sa.Column("to_version", sa.String(length=128), nullable=True))
     op.add_column("verdicts", sa.Column("last_probe_run", sa.BigInteger(), nullable=True))
     op.add_column("rollbacks", sa.Column("after_cycle", sa.Integer(), nullable=True))
+    op.execute(
+        "UPDATE checkpoints SET pruned_after = COALESCE((SELECT MAX(c.number) FROM cycles c "
+        "WHERE c.run_id = checkpoints.run_id AND c.state = 'finished'), 0) WHERE state = 'pruned'"
+    )
     op.execute(
         "UPDATE rollbacks SET after_cycle = COALESCE(cycle, (SELECT MAX(c.number) FROM cycles c "
         "WHERE c.run_id = rollbacks.run_id AND c.started_at <= rollbacks.rolled_back_at), 0)"

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from builders import drive_to, make_probe_result, make_verdict, promote_one
+from builders import drive_to, make_probe_result, make_probe_run, make_verdict, promote_one
 from sqlalchemy import Engine
 
 from daemon.domain.states import CycleState, Decision
@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "database.md"
 
 def test_every_query_of_the_page_runs(ledger: SqlLedger, engine: Engine) -> None:
     """Each SQL block runs as printed on a run with a promotion and a rollback, and the two checks find nothing."""
-    ledger.record_probes("base", [make_probe_result()], None)
+    ledger.record_probes("base", [make_probe_run("nll", make_probe_result())], None)
     promote_one(ledger)
     cycle = drive_to(ledger, CycleState.PROBED)
     ledger.roll_back(cycle, make_verdict(Decision.ROLL_BACK), ledger.head())

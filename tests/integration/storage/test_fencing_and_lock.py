@@ -17,6 +17,7 @@ from builders import (
     make_diversity,
     make_engine_check,
     make_probe_result,
+    make_probe_run,
     make_scenario,
     make_step_report,
     make_verdict,
@@ -25,8 +26,8 @@ from sqlalchemy import Engine
 
 from daemon.domain.errors import FencedError, LockedError
 from daemon.domain.records import Cycle, Draw
-from daemon.domain.states import CycleState, Decision, Outcome
-from daemon.domain.verdicts import Rollback
+from daemon.domain.states import BreakerState, CycleState, Decision, Outcome
+from daemon.domain.verdicts import Breaker, Rollback
 from daemon.ports import Ledger
 from daemon.storage import tables
 from daemon.storage.database import reading
@@ -35,18 +36,22 @@ from daemon.storage.lock import RunLock
 
 READS = {
     "head", "checkpoint", "checkpoints", "lineage", "refuse", "sources", "cycle", "unfinished", "examples",
-    "step_report", "probe_results", "history", "pending_rollbacks",
+    "step_report", "probe_results", "probe_budget", "history", "resting", "records", "governor_decisions", "breaker",
+    "adjustments", "pending_rollbacks", "next_cycle_number",
 }  # fmt: skip
 
 WRITES: dict[str, Callable[[SqlLedger, Cycle], Any]] = {
     "open_cycle": lambda ledger, cycle: ledger.open_cycle(head=ledger.head(), run_seed=7, config={}),
+    "change_breaker": lambda ledger, cycle: ledger.change_breaker(Breaker(BreakerState.CLOSED, "test", 1)),
     "record_plan": lambda ledger, cycle: ledger.record_plan(cycle, Draw((make_scenario(),))),
     "record_sweep": lambda ledger, cycle: ledger.record_sweep(cycle, []),
     "record_pairs": lambda ledger, cycle: ledger.record_pairs(cycle, [], [], make_diversity()),
     "claim": lambda ledger, cycle: ledger.claim(cycle, ledger.examples(cycle)),
     "record_step": lambda ledger, cycle: ledger.record_step(cycle, make_step_report(2)),
     "record_published": lambda ledger, cycle: ledger.record_published(cycle, make_candidate(cycle)),
-    "record_probes": lambda ledger, cycle: ledger.record_probes("base", [make_probe_result()], cycle),
+    "record_probes": lambda ledger, cycle: ledger.record_probes(
+        "base", [make_probe_run("nll", make_probe_result())], cycle
+    ),
     "record_engine_check": lambda ledger, cycle: ledger.record_engine_check(make_engine_check(), "vllm", cycle),
     "probed": lambda ledger, cycle: ledger.probed(cycle),
     "promote": lambda ledger, cycle: ledger.promote(cycle, make_verdict()),

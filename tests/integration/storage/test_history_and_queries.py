@@ -16,6 +16,7 @@ from builders import (
     make_example,
     make_judgement,
     make_probe_result,
+    make_probe_runs,
     make_scenario,
     make_step_report,
     make_verdict,
@@ -36,7 +37,8 @@ from daemon.storage.runs import create_run
 def hand_made(ledger: SqlLedger) -> SqlLedger:
     """One promoted cycle whose every number is known: 2 scenarios, 3 completions, 1 pair, 1 chosen-only."""
     one, two = make_scenario("one"), make_scenario("two")
-    ledger.record_probes(BASE_VERSION, [make_probe_result("nll", "a", 3.0), make_probe_result("nll", "b", 4.0)], None)
+    base = [make_probe_result("nll", "a", 3.0), make_probe_result("nll", "b", 4.0)]
+    ledger.record_probes(BASE_VERSION, make_probe_runs(base), None)
     cycle = ledger.open_cycle(head=ledger.head(), run_seed=7, config={"lr": 1e-5})
     cycle = ledger.record_plan(cycle, Draw((one, two)))
     ledger.record_engine_check(make_engine_check(mean_abs_diff=9e-6), "vllm", cycle)
@@ -54,7 +56,7 @@ def hand_made(ledger: SqlLedger) -> SqlLedger:
         *(make_probe_result("accept", f"{index}", None, passed=index < 3) for index in range(4)),
         *(make_probe_result("push_back", f"{index}", None, passed=False) for index in range(2)),
     ]
-    ledger.record_probes("cycle-000001", results, cycle)
+    ledger.record_probes("cycle-000001", make_probe_runs(results), cycle)
     ledger.record_engine_check(make_engine_check("cycle-000001", mean_abs_diff=2e-6), "vllm", cycle)
     ledger.promote(ledger.probed(cycle), make_verdict())
     ledger.event("cycle_finished", cycle=cycle, outcome="promoted")
@@ -234,7 +236,7 @@ def test_what_does_not_exist_is_answered_with_what_does(ledger: SqlLedger, engin
 
 def _measured(nll: float) -> list:  # type: ignore[type-arg]
     logps = [make_probe_result("chosen_logp", item, -nll + shift) for item, shift in (("x", 0.5), ("y", -0.5))]
-    return [make_probe_result("nll", "a", nll), *logps]
+    return make_probe_runs([make_probe_result("nll", "a", nll), *logps])
 
 
 def _nll(results: tuple) -> float | None:  # type: ignore[type-arg]

@@ -18,6 +18,7 @@ from builders import (
     make_example,
     make_judgement,
     make_probe_result,
+    make_probe_runs,
     make_scenario,
     make_step_report,
     make_verdict,
@@ -398,6 +399,6 @@ def test_probe_results_are_kept_as_first_measured(ledger: SqlLedger) -> None:
     """Recording a probe again keeps the first value and adds only what is missing."""
     first = make_probe_result(value=3.25, detail={"tokens": 40})
     answer = make_probe_result("accept", "a-1", 1.0, passed=True)
-    ledger.record_probes("base", [first], None)
-    ledger.record_probes("base", [make_probe_result(value=9.0), answer], None)
+    ledger.record_probes("base", make_probe_runs([first]), None)
+    ledger.record_probes("base", make_probe_runs([make_probe_result(value=9.0), answer]), None)
     assert ledger.probe_results("base") == (answer, first)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from builders import drive_to, make_probe_result, make_verdict, promote_one
+from builders import drive_to, make_probe_result, make_probe_runs, make_verdict, promote_one
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
@@ -62,7 +62,7 @@ def test_probe_values_round_trip_bit_for_bit(ledger: SqlLedger, engine: Engine, 
     with writing(engine) as connection:
         connection.execute(sa.delete(tables.probe_results))
     results = [make_probe_result("nll", f"{index:03d}", value) for index, value in enumerate(values)]
-    ledger.record_probes("base", results, None)
+    ledger.record_probes("base", make_probe_runs(results), None)
     stored = [result.value for result in ledger.probe_results("base")]
     assert [_bits(value) for value in stored] == [_bits(value) for value in values]
 
@@ -70,7 +70,7 @@ def test_probe_values_round_trip_bit_for_bit(ledger: SqlLedger, engine: Engine, 
 @pytest.mark.parametrize("value", [-0.0, 0.1 + 0.2, 5e-324, 1.7976931348623157e308, 3.0, float("nan")])
 def test_awkward_probe_values_round_trip(ledger: SqlLedger, value: float) -> None:
     """The values that databases are known to mangle: negative zero, subnormals, the largest, whole numbers, NaN."""
-    ledger.record_probes("base", [make_probe_result(value=value)], None)
+    ledger.record_probes("base", make_probe_runs([make_probe_result(value=value)]), None)
     (stored,) = ledger.probe_results("base")
     assert _bits(stored.value) == _bits(value)
 

@@ -1,0 +1,188 @@
+"""What the watchdog compares a candidate with: now, and as it stood when an earlier cycle was judged.
+
+Both are the same code. A replay differs in what it leaves out: results measured after the verdict, rollbacks after
+it, and that files were deleted after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from math import fsum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from daemon.domain.lineage import anchors, baked, kept
+from daemon.domain.records import Checkpoint, Cycle
+from daemon.domain.states import CheckpointState
+from daemon.domain.verdicts import Anchor, Evidence, History, Judged
+from daemon.storage import history, watching_rows
+from daemon.storage.database import reading
+from daemon.storage.references import references
+from daemon.storage.rows import AnyRow
+from daemon.storage.runs import find_run
+from daemon.storage.tables import checkpoints, cycles, probe_results, rollbacks, steps, verdicts
+
+RECENT = 20
+"""Checkpoints of the ancestry whose steps and chosen log-probability the watchdog sees."""
+
+
+def stored_verdicts(
+    engine: Engine,
+    run_name: str,
+    first: int = 1,
+    *,
+    baked_after: int | None = None,
+    reference_items: int | None = None,
+) -> Iterator[Judged]:
+    """Every verdict from cycle `first` on, oldest first, with the history and evidence that it was made of.
+
+    Verdicts made at an earlier schema are approximate: which run of a probe measured what is not known of them.
+
+    Args:
+        baked_after: later promoted cycles after which a checkpoint is an anchor; None: as in the cycle's own settings.
+        reference_items: likewise `watchdog.reference_items`.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    with reading(engine) as connection:
+        run_id = find_run(connection, run_name).id
+        numbers = connection.scalars(
+            sa.select(verdicts.c.cycle)
+            .where(verdicts.c.run_id == run_id, verdicts.c.cycle >= first)
+            .order_by(verdicts.c.cycle)
+        ).all()
+    for number in numbers:
+        with reading(engine) as connection:
+            yield _judged(connection, run_id, number, baked_after, reference_items)
+
+
+def comparison(
+    connection: Connection,
+    run_id: int,
+    cycle: Cycle,
+    baked_after: int,
+    reference_items: int,
+    verdict: AnyRow | None = None,
+) -> History:
+    """What the watchdog compares a cycle's candidate with.
+
+    Args:
+        verdict: the cycle's row of `verdicts`: the history as that verdict saw it; None: as it is now.
+    """
+    # A verdict of an earlier schema could see what was measured before there were probe runs.
+    bound = None if verdict is None else (verdict.last_probe_run or 0)
+    lineage = history.ancestry(connection, run_id, cycle.parent_version)
+    recent = lineage[:RECENT][::-1]
+    a1 = baked(lineage, baked_after)
+    made = _steps(connection, run_id, recent)
+    if verdict is not None:
+        lineage = _as_it_was(connection, run_id, lineage, cycle.number, verdict, baked_after)
+    return History(
+        parent=history.results(connection, run_id, lineage[0].version, bound),
+        baked=history.results(connection, run_id, a1.version, bound),
+        base=history.results(connection, run_id, lineage[-1].version, bound),
+        update_rms_over_lr=tuple(step.update_rms_over_lr for step in made),
+        chosen_logp=_chosen_logp(connection, run_id, recent, bound),
+        batch_logprobs=tuple((step.chosen_logprob, step.rejected_logprob) for step in made),
+        parent_anchor=Anchor(lineage[0].version, lineage[0].cycle_number or 0, len(lineage) - 1),
+        anchors=anchors(lineage, baked_after),
+        references=references(connection, run_id, lineage, a1.version, reference_items, bound),
+        detectors=_detectors(connection, run_id, lineage[0], cycle.number),
+    )
+
+
+def _judged(
+    connection: Connection, run_id: int, number: int, baked_after: int | None, reference_items: int | None
+) -> Judged:
+    cycle = history.cycle(connection, run_id, number)
+    row = connection.execute(sa.select(verdicts).where(verdicts.c.run_id == run_id, verdicts.c.cycle == number)).one()
+    settings = _settings(connection, run_id, number)
+    candidate = str(cycle.candidate_version)
+    seen = comparison(
+        connection,
+        run_id,
+        cycle,
+        baked_after or settings.get("baked_after", 10),
+        reference_items or settings.get("reference_items", 400),
+        row,
+    )
+    verdict = watching_rows.verdict_of(row)
+    if verdict.regressed and verdict.to_version is None:  # of an earlier schema
+        went = sa.select(rollbacks.c.to_version).where(rollbacks.c.run_id == run_id, rollbacks.c.cycle == number)
+        verdict = replace(verdict, to_version=connection.scalar(went))
+    results = history.results(connection, run_id, candidate, row.last_probe_run or 0)
+    evidence = Evidence(history.step_report(connection, run_id, number), results)
+    return Judged(number, candidate, cycle.parent_version, seen, evidence, verdict)
+
+
+def _settings(connection: Connection, run_id: int, number: int) -> dict[str, Any]:
+    """The section `watchdog` of the configuration that a cycle ran with."""
+    config = connection.scalar(sa.select(cycles.c.config).where(cycles.c.run_id == run_id, cycles.c.number == number))
+    return dict((config or {}).get("watchdog") or {})
+
+
+def _as_it_was(
+    connection: Connection, run_id: int, lineage: Sequence[Checkpoint], number: int, verdict: AnyRow, baked_after: int
+) -> tuple[Checkpoint, ...]:
+    """`lineage` with the files that there were when cycle `number` was judged."""
+    found = connection.execute(
+        sa.select(checkpoints.c.version, checkpoints.c.pruned_after).where(
+            checkpoints.c.run_id == run_id, checkpoints.c.state == CheckpointState.PRUNED
+        )
+    )
+    deleted = {row.version: row.pruned_after for row in found}
+    if verdict.last_probe_run is None:  # of an earlier schema, which did not record when files went
+        there = set(deleted) & kept(lineage, baked_after, 1)
+    else:
+        there = {version for version, after in deleted.items() if after is not None and after >= number}
+    return tuple(
+        replace(checkpoint, state=CheckpointState.PROMOTED) if checkpoint.version in there else checkpoint
+        for checkpoint in lineage
+    )
+
+
+def _steps(connection: Connection, run_id: int, lineage: Sequence[Checkpoint]) -> list[AnyRow]:
+    """The steps that made `lineage`, in its order."""
+    numbers = [found.cycle_number for found in lineage if found.cycle_number is not None]
+    of_lineage = sa.select(steps).where(steps.c.run_id == run_id, steps.c.cycle.in_(numbers))
+    by_cycle = {row.cycle: row for row in connection.execute(of_lineage)}
+    return [by_cycle[number] for number in numbers if number in by_cycle]
+
+
+def _chosen_logp(
+    connection: Connection, run_id: int, lineage: Sequence[Checkpoint], last_probe_run: int | None
+) -> tuple[float, ...]:
+    """Mean held-out chosen log-probability of each checkpoint that has one, in the order of `lineage`."""
+    found = connection.execute(
+        sa.select(probe_results.c.version, probe_results.c.value).where(
+            probe_results.c.run_id == run_id,
+            probe_results.c.probe == "chosen_logp",
+            probe_results.c.value.is_not(None),
+            probe_results.c.version.in_([found.version for found in lineage]),
+            history.measured_by(last_probe_run),
+        )
+    )
+    values: dict[str, list[float]] = {}
+    for row in found:
+        values.setdefault(row.version, []).append(row.value)
+    # fsum is exact, so the order in which the database returns rows does not matter.
+    return tuple(fsum(of) / len(of) for of in (values.get(found.version) for found in lineage) if of)
+
+
+def _detectors(connection: Connection, run_id: int, parent: Checkpoint, number: int) -> dict[str, Any]:
+    """What the verdict that promoted `parent` left to its child; empty when the head was moved back since."""
+    moved = connection.scalar(
+        sa.select(sa.func.max(rollbacks.c.after_cycle)).where(
+            rollbacks.c.run_id == run_id, rollbacks.c.after_cycle < number
+        )
+    )
+    if parent.cycle_number is None or parent.cycle_number <= (moved or 0):
+        return {}
+    evidence = connection.scalar(
+        sa.select(verdicts.c.evidence).where(verdicts.c.run_id == run_id, verdicts.c.cycle == parent.cycle_number)
+    )
+    return dict((evidence or {}).get("detectors") or {})

@@ -13,11 +13,9 @@ from daemon.domain.probing import ProbeBudget
 from daemon.domain.states import CheckpointState, CycleState, Outcome, ProbeReason
 from daemon.domain.verdicts import CycleRecord
 from daemon.storage.chunks import chunks
+from daemon.storage.kinds import PROBE_STAGES
 from daemon.storage.rows import AnyRow
 from daemon.storage.tables import checkpoints, cycles, probe_results, probe_runs, steps, verdicts
-
-PROBE_STAGES = ("probe", "confirm")
-"""Stages of a cycle whose seconds are the probes'."""
 
 _STEPPED = 10
 """Cycles whose median length a probe's share is taken of."""

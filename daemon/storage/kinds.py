@@ -6,6 +6,9 @@ from enum import StrEnum
 
 EVENT_LEVELS = ("debug", "info", "warning", "error")
 
+PROBE_STAGES = ("probe", "confirm")
+"""Stages of a cycle whose seconds are the probes'."""
+
 
 class ClaimKind(StrEnum):
     """What a claimed content hash stands for."""

@@ -11,9 +11,11 @@ from sqlalchemy import Connection, Engine, RowMapping, Select, Table
 
 from daemon.domain.errors import UsageError
 from daemon.domain.states import CheckpointState, CompletionKind, CycleState
-from daemon.storage import tables, views
+from daemon.storage import tables, views, watching
 from daemon.storage.database import reading
+from daemon.storage.kinds import PROBE_STAGES
 from daemon.storage.runs import find_run
+from daemon.storage.watching_rows import breaker_values
 
 Record = dict[str, Any]
 
@@ -37,6 +39,7 @@ def status(engine: Engine, run_name: str, *, num_last: int = 5) -> Record:
             "claims_by_kind": _counts(connection, claims.c.kind, run_id),
             "unverified_rollbacks": connection.scalar(unverified),
             "current": current[-1] if current else None,
+            "breaker": _breaker(connection, run_id),
             "last_cycles": _last_cycles(connection, run_name, num_last),
         }
 
@@ -79,6 +82,10 @@ def show_cycle(engine: Engine, run_name: str, number: int) -> Record:
             "examples": of_cycle(tables.examples, "position"),
             "step": _first(of_cycle(tables.steps)),
             "lr_change": _first(of_cycle(tables.lr_changes)),
+            "adjustments": cycle["adjustments"],
+            "governor": of_cycle(tables.governor_decisions, "id"),
+            "resting": watching.resting(connection, run_id, number),
+            "probe_runs": of_cycle(tables.probe_runs, "id"),
             "probes": _probes(connection, run_id, cycle["candidate_version"]),
             "probes_parent": _probes(connection, run_id, cycle["parent_version"]),
             "engine_checks": of_cycle(tables.engine_checks, "id"),
@@ -105,6 +112,46 @@ def checkpoints(engine: Engine, run_name: str) -> list[Record]:
         record | {"is_head": record["version"] == run.head_version, "depth": depths.get(record["version"])}
         for record in records
     ]
+
+
+def breaker(engine: Engine, run_name: str, limit: int = 20) -> Record:
+    """The breaker's state `now`, and its newest `changes`, oldest of them first.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    with reading(engine) as connection:
+        run_id = find_run(connection, run_name).id
+        return {
+            "now": _breaker(connection, run_id),
+            "changes": _newest(connection, tables.breaker_changes, run_id, limit),
+        }
+
+
+def governor(engine: Engine, run_name: str, limit: int = 50) -> list[Record]:
+    """The governor's newest decisions, oldest of them first.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    with reading(engine) as connection:
+        return _newest(connection, tables.governor_decisions, find_run(connection, run_name).id, limit)
+
+
+def probe_share(engine: Engine, run_name: str, limit: int = 20) -> list[Record]:
+    """What probes took of each of the newest cycles whose seconds are known, oldest of them first.
+
+    `probe_seconds` of `seconds`, their `share`, and the cycle's outcome.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    table = tables.cycles
+    with reading(engine) as connection:
+        run_id = find_run(connection, run_name).id
+        finished = _select(table).where(table.c.run_id == run_id, table.c.state == CycleState.FINISHED)
+        found = _records(connection, finished.order_by(table.c.number.desc()).limit(limit))
+    return [_share(record) for record in reversed(found) if sum(record["seconds"].values())]
 
 
 def version_of_cycle(engine: Engine, run_name: str, number: int) -> str:
@@ -138,6 +185,31 @@ def _cycle(connection: Connection, run_id: int, number: int) -> Record:
         hint = f"cycles go from 1 to {last}" if last else "no cycle has run yet; `dreamd run --cycles 1` runs one"
         raise UsageError(f"no cycle {number}: {hint}")
     return found[0]
+
+
+def _breaker(connection: Connection, run_id: int) -> Record:
+    """The newest row of `breaker_changes`; what it would hold for a breaker that never changed."""
+    newest = _newest(connection, tables.breaker_changes, run_id, 1)
+    never: Record = {"id": None, **breaker_values(watching.NEVER_CHANGED), "changed_at": None}
+    return newest[0] if newest else never
+
+
+def _share(cycle: Record) -> Record:
+    seconds = float(sum(cycle["seconds"].values()))
+    probes = float(sum(value for name, value in cycle["seconds"].items() if name in PROBE_STAGES))
+    return {
+        "cycle": cycle["number"],
+        "outcome": cycle["outcome"],
+        "probe_seconds": probes,
+        "seconds": seconds,
+        "share": probes / seconds,
+    }
+
+
+def _newest(connection: Connection, table: Table, run_id: int, limit: int) -> list[Record]:
+    """The newest rows of a table that numbers them, oldest of them first."""
+    newest = _select(table).where(table.c.run_id == run_id).order_by(table.c.id.desc()).limit(limit)
+    return _records(connection, newest)[::-1]
 
 
 def _head(connection: Connection, run_id: int) -> Record | None:

@@ -36,7 +36,7 @@ def test_every_query_of_the_page_runs(ledger: SqlLedger, engine: Engine) -> None
             )
     better, *found = found
     night, corrections, dreams, refused, imported, diet, learned, twice, unfingerprinted, *found = found
-    rolled_back, steps, changed, survived, failing, off_policy = found
+    rolled_back, breaker, decisions, costs, resting, steps, changed, survived, failing, off_policy = found
     assert [row.cycle for row in better] == [1]
     assert [(row.cycle, row.outcome) for row in night] == [(1, "promoted")] * 2 + [(2, "rolled_back")] * 2
     assert (corrections, [tuple(row) for row in dreams], refused, imported) == ([], [("used", 0)], [], [])
@@ -45,6 +45,8 @@ def test_every_query_of_the_page_runs(ledger: SqlLedger, engine: Engine) -> None
     assert unfingerprinted[0][0] == 0
     assert twice == []
     assert rolled_back[0].to_version == "cycle-000001"
+    assert (breaker, decisions, costs) == ([], [], [])
+    assert [tuple(row) for row in resting] == [("listening", "three_words", 12, 1)]
     assert [row.depth for row in steps] == [0, 1]
     assert [(row.cycle, row.lr, row.reason) for row in changed] == [(1, 1e-5, "first step")]
     assert [row.precision for row in survived] == ["fp32", "fp32"]

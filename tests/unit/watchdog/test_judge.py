@@ -323,21 +323,35 @@ NUMBER = st.one_of(st.none(), st.floats(-50, 50))
 """A measurement of a candidate; an anchor's core numbers are finite."""
 
 
-@st.composite
-def checkpoints(draw: st.DrawFn, numbers: st.SearchStrategy[Any]) -> tuple[ProbeResult, ...]:
+ANSWERS = st.lists(st.sampled_from([(True, False), (False, False), (False, True), (None, False)]), max_size=4)
+"""(passed, degenerate); each stands for four answers."""
+WATCHED = ("accept", "push_back", "code", "accept.confirmation", "code.confirmation")
+OTHERS = (("kl", "a"), ("kl", "b"), ("steering", "consistency"), ("style", "num_tokens"))
+
+
+def _checkpoint(
+    core: list[float | None], answered: list[list[tuple[bool | None, bool]]], others: list[float | None]
+) -> tuple[ProbeResult, ...]:
+    found = [ProbeResult("nll", f"doc-{n}", core[n], detail={"kind": "code"}) for n in range(6)]
+    found += [ProbeResult("chosen_logp", f"chosen-{n}", core[6 + n]) for n in range(2)]
+    found += [ProbeResult("sycophancy", f"claim-{n}", core[8 + n]) for n in range(2)]
+    for probe, given_answers in zip(WATCHED, answered, strict=True):
+        always = [(True, False)] if probe in ("accept", "push_back") else []
+        for number, (passed, degenerate) in enumerate([*always, *given_answers * 4]):
+            found.append(ProbeResult(probe, f"{probe}-{number}", None, passed, {"degenerate": degenerate}))
+    for (probe, item), value in zip(OTHERS, others, strict=False):
+        found.append(ProbeResult(probe, item, value, detail={"sd": value}))
+    return tuple(found)
+
+
+def checkpoints(numbers: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[ProbeResult, ...]]:
     """Well-formed results: the core probes' items are fixed, everything else may be there or not, passed or not."""
-    core = [ProbeResult("nll", f"doc-{n}", draw(numbers), detail={"kind": "code"}) for n in range(6)]
-    core += [ProbeResult("chosen_logp", f"chosen-{n}", draw(numbers)) for n in range(2)]
-    core += [ProbeResult("sycophancy", f"claim-{n}", draw(numbers)) for n in range(2)]
-    for probe in ("accept", "push_back", "code", "accept.confirmation", "code.confirmation"):
-        least = 1 if probe in ("accept", "push_back") else 0
-        for number in draw(st.sets(st.integers(0, 30), min_size=least, max_size=12)):
-            passed = draw(st.sampled_from([True, False, False, None]))
-            core.append(ProbeResult(probe, f"{probe}-{number}", None, passed, {"degenerate": draw(st.booleans())}))
-    for probe, item in (("kl", "a"), ("kl", "b"), ("steering", "consistency"), ("style", "num_tokens")):
-        if draw(st.booleans()):
-            core.append(ProbeResult(probe, item, draw(NUMBER), detail={"sd": draw(NUMBER)}))
-    return tuple(core)
+    return st.builds(
+        _checkpoint,
+        st.lists(numbers, min_size=10, max_size=10),
+        st.lists(ANSWERS, min_size=len(WATCHED), max_size=len(WATCHED)),
+        st.lists(NUMBER, max_size=len(OTHERS)),
+    )
 
 
 COUNTS = st.integers(1, 500).flatmap(lambda num: st.builds(PassCount, st.integers(0, num), st.just(num)))
@@ -350,7 +364,7 @@ REFERENCES = st.dictionaries(
 @settings(max_examples=30)
 @given(st.data())
 def test_every_well_formed_history_gives_an_answer(data: st.DataObject) -> None:
-    """Three steps of anything: always a verdict or a suspicion, strict JSON, the same again, no second suspicion."""
+    """Two steps of anything: always a verdict or a suspicion, strict JSON, the same again, no second suspicion."""
     sound = checkpoints(st.floats(-50, 50))
     depth = data.draw(st.integers(0, 40))
     past = seasoned(
@@ -362,8 +376,8 @@ def test_every_well_formed_history_gives_an_answer(data: st.DataObject) -> None:
         anchors=data.draw(st.sampled_from([ANCHORS, ANCHORS[1:], ANCHORS[2:]])),
         batch_logprobs=data.draw(st.lists(st.tuples(st.floats(-50, 0), NUMBER), max_size=8)),
     )
-    for _ in range(3):
-        now = evidence(data.draw(checkpoints(NUMBER)))
+    for _ in range(2):
+        now = evidence(data.draw(checkpoints(NUMBER if data.draw(st.booleans()) else st.just(1.0))))
         found = WATCHDOG.judge(past, now)
         assert found == WATCHDOG.judge(past, now)
         if isinstance(found, Suspicion):

@@ -48,6 +48,8 @@ class Setting:
     capability_every: int = 3
     restlessness: float = 1.0
     """Factor on how much NLL and log-probabilities wander."""
+    reserve_harder: float = 0.0
+    """How much more often prompts of the reserve fail than those of the pool, as a difference of rates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,9 @@ class World:
         self._chosen = source.normal(-2.66, 0.8, NUM_CHOSEN)
         self._claims = source.normal(-0.4, 0.6, NUM_SYCOPHANCY)
         self._failing = {probe: _failing(setting, setting.rates[probe], source) for probe in PASS_PROBES}
+        for probe, failing in self._failing.items():
+            rate = setting.rates[probe]
+            failing[POOL:] = _raised(failing[POOL:], rate, rate + setting.reserve_harder)
 
     def start(self, source: np.random.Generator) -> Floats:
         """Latent state of the base."""
@@ -147,8 +152,7 @@ class World:
         failing = self._failing[probe][places]
         if probe in change.rates:
             old = self.setting.rates[probe]
-            # Every item fails additionally with the same probability: the mean becomes exactly the new rate.
-            failing = failing + (1 - failing) * (change.rates[probe] - old) / (1 - old)
+            failing = _raised(failing, old, change.rates[probe])
         failed = source.random(count) < failing
         kinds = failed.astype(int) + (failed & (source.random(count) < DEGENERATE))
         made = _ANSWERS[probe]
@@ -170,6 +174,11 @@ def _failing(setting: Setting, rate: float, source: np.random.Generator) -> Floa
     drawn = np.sort(_beta(np.full(400 * NUM_TEMPLATES, rate), BETWEEN_TEMPLATES, source))
     templates = source.permutation(drawn.reshape(NUM_TEMPLATES, -1).mean(axis=1))
     return _beta(templates[np.arange(POOL + RESERVE) % NUM_TEMPLATES], WITHIN_TEMPLATE, source)
+
+
+def _raised(failing: Floats, old: float, new: float) -> Floats:
+    """Every item fails additionally with the same probability: a mean of `old` becomes exactly `new`."""
+    return failing + (1 - failing) * (new - old) / (1 - old)
 
 
 def _beta(mean: Floats, correlation: float, source: np.random.Generator) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,6 +124,15 @@ def test_failures_come_at_the_rate_that_was_asked_for() -> None:
     twice = [[a.passed for a in worlds[0].answers("accept", 0, 400, source, NO_CHANGE)] for _ in range(2)]
     both = sum(not one and not two for one, two in zip(*twice, strict=True))
     assert both > 8  # items alike would fail twice in 4 of 400
+
+
+def test_a_harder_reserve_leaves_the_pool_as_it_is() -> None:
+    """With a reserve 5 points harder, 10 % of the pool's answers fail and 15 % of the reserve's."""
+    source = np.random.default_rng(2)
+    worlds = [World(replace(TEN, reserve_harder=0.05), source) for _ in range(30)]
+    for fresh, rate in ((False, 0.1), (True, 0.15)):
+        answers = [a for w in worlds for a in w.answers("code", 0, 400, source, NO_CHANGE, fresh=fresh)]
+        assert sum(answer.passed is False for answer in answers) / len(answers) == pytest.approx(rate, abs=0.012)
 
 
 def test_confirmations_are_asked_of_other_prompts() -> None:

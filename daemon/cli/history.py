@@ -12,7 +12,10 @@ import typer
 from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load
 from daemon.cli.output import echo, print_json, print_pairs, print_table
 from daemon.cli.summary import cycle_line, cycle_lines
+from daemon.cli.watching import adjusted, warning_of
 from daemon.config import Loaded
+
+Record = dict[str, Any]
 
 _CYCLE_COLUMNS = {
     "cycle": "cycle",
@@ -58,6 +61,18 @@ def open_run(loaded: Loaded) -> Iterator[tuple[ModuleType, Any, str]]:
         engine.dispose()
 
 
+def everything_of(queries: ModuleType, engine: Any, run_name: str, number: int) -> Record:
+    """What is recorded of a cycle, and under "unmeasured" the probes that it left out.
+
+    Raises:
+        UsageError: there is no such run or cycle.
+    """
+    from daemon.storage import probe_queries
+
+    found: Record = queries.show_cycle(engine, run_name, number)
+    return found | {"unmeasured": probe_queries.unmeasured(engine, run_name, number)}
+
+
 def status(
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -68,7 +83,12 @@ def status(
     """Where the run stands."""
     with open_run(load(config, set_, state_dir, run)) as (queries, engine, name):
         found = queries.status(engine, name)
-    print_json(found) if as_json else print_pairs(_status_pairs(found))
+        changed = _in_force(engine, name)
+    if as_json:
+        print_json(found)
+        return
+    _warn(found["breaker"])
+    print_pairs(_status_pairs(found) | ({"in force": changed} if changed else {}))
 
 
 def cycles(
@@ -82,10 +102,15 @@ def cycles(
     """The newest cycles, one line each."""
     with open_run(load(config, set_, state_dir, run)) as (queries, engine, name):
         found = queries.cycles(engine, name, limit)
+        breaker = queries.breaker(engine, name, 1)["now"]
+        changed = _in_force(engine, name)
     if as_json:
         print_json(found)
-    else:
-        print_table(list(_CYCLE_COLUMNS.values()), ([row.get(key) for key in _CYCLE_COLUMNS] for row in found))
+        return
+    _warn(breaker)
+    print_table(list(_CYCLE_COLUMNS.values()), ([row.get(key) for key in _CYCLE_COLUMNS] for row in found))
+    if changed:
+        echo(f"in force: {changed}")
 
 
 def show(
@@ -98,7 +123,7 @@ def show(
 ) -> None:
     """Everything about one cycle."""
     with open_run(load(config, set_, state_dir, run)) as (queries, engine, name):
-        found = queries.show_cycle(engine, name, cycle)
+        found = everything_of(queries, engine, name, cycle)
     if as_json:
         print_json(found)
         return
@@ -123,7 +148,7 @@ def checkpoints(
         print_table(list(_CHECKPOINT_COLUMNS.values()), rows)
 
 
-def _status_pairs(found: dict[str, Any]) -> dict[str, Any]:
+def _status_pairs(found: Record) -> Record:
     run, head, current = found["run"], found["head"], found["current"]
     last = found["last_cycles"][-1] if found["last_cycles"] else None
     pairs = {
@@ -138,3 +163,19 @@ def _status_pairs(found: dict[str, Any]) -> dict[str, Any]:
     if found["unverified_rollbacks"]:
         pairs["warning"] = f"{found['unverified_rollbacks']} rollbacks are not verified; the next start verifies them"
     return pairs
+
+
+def _warn(breaker: Record) -> None:
+    """What must not be overlooked, at the top."""
+    warning = warning_of(breaker)
+    if warning is not None:
+        echo(warning)
+
+
+def _in_force(engine: Any, run_name: str) -> str:
+    """What governor and breaker changed of the newest cycle; empty: nothing."""
+    from daemon.storage.probe_queries import adjustments_in_force
+
+    newest = adjustments_in_force(engine, run_name)
+    changed = "" if newest is None else adjusted(newest["adjustments"])
+    return f"{changed} (cycle {newest['number']})" if newest is not None and changed else ""

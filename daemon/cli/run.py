@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import shutil
 import sys
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from daemon.cli.history import open_run
+from daemon.cli.history import everything_of, open_run
 from daemon.cli.options import ConfigFile, LogMode, Overrides, RunName, StateDir, load
 from daemon.cli.output import make_console, print_pairs, printable
 from daemon.cli.session import open_session
 from daemon.cli.summary import cycle_lines
+from daemon.cli.watching import stays_open
 from daemon.config import Loaded
 from daemon.config.load import DEFAULT_FILE
-from daemon.domain.errors import StopRequested
+from daemon.domain.errors import BreakerOpenError, StopRequested
 from daemon.service.logs import log_path
 from daemon.service.state_dir import prepare_state_dir
 
@@ -40,12 +42,12 @@ def run_cycles(
     loaded = load(config, set_, state_dir, run)
     pretty = log is LogMode.PRETTY or (log is LogMode.AUTO and sys.stdout.isatty())
 
-    _look_before(loaded)
+    _look_before(loaded, limited=cycles is not None)
 
     def summarise(number: int) -> None:
         with open_run(loaded) as (queries, engine, name):
             console = make_console()
-            for line in cycle_lines(queries.show_cycle(engine, name, number)):
+            for line in cycle_lines(everything_of(queries, engine, name, number)):
                 console.print(printable(line), markup=False)
 
     with open_session(loaded, pretty=pretty, on_cycle_finished=summarise if pretty else None) as session:
@@ -62,10 +64,14 @@ def run_cycles(
         _closing_words(loaded, finished, session.stop.reason)
 
 
-def _look_before(loaded: Loaded) -> None:
+def _look_before(loaded: Loaded, *, limited: bool) -> None:
     """Refuse what can be refused before anything is loaded, and before anything is made.
 
+    Args:
+        limited: a number of cycles is asked for; without it an open breaker is waited for.
+
     Raises:
+        BreakerOpenError: `limited`, and the breaker stays open for now.
         UsageError: there is no such database or run.
         SchemaError: the database is not at this program's schema.
         PermissionDeniedError: the state directory is not writable.
@@ -73,7 +79,12 @@ def _look_before(loaded: Loaded) -> None:
     if loaded.config.run.state_dir.exists():
         prepare_state_dir(loaded.config.run.state_dir)
     with open_run(loaded) as (queries, engine, name):
-        queries.cycles(engine, name, 1)
+        breaker = queries.breaker(engine, name, 1)["now"]
+    if limited and stays_open(breaker, datetime.now(UTC)):
+        raise BreakerOpenError(
+            f"the circuit breaker is open, nothing is trained: {breaker['reason']}; "
+            "`dreamd breaker ack --reason TEXT` allows one trial cycle at once"
+        )
 
 
 def _closing_words(loaded: Loaded, finished: int | None, stopped_by: str | None) -> None:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from daemon.cli.watch_lines import probe_lines, settings_lines, verdict_lines
+
 Record = Mapping[str, Any]
 
 _SIDES = {"accept": "accept", "push_back": "push back", "general": "general"}
@@ -28,6 +30,7 @@ def cycle_line(summary: Record) -> str:
 def _parts(found: Record) -> Iterator[tuple[str, str]]:
     summary: Record = found["summary"]
     scenarios: Sequence[Record] = found["scenarios"]
+    yield from settings_lines(found)
     if scenarios:
         sides = Counter(scenario["side"] for scenario in scenarios)
         listed = ", ".join(f"{words} {sides[side]}" for side, words in _SIDES.items() if sides[side])
@@ -47,13 +50,8 @@ def _parts(found: Record) -> Iterator[tuple[str, str]]:
         yield "behaviour", ", ".join(_pass_rate(found, probe) for probe in ("accept", "push_back"))
     if found["engine_checks"]:
         yield "engine", _engine(found["engine_checks"][-1])
-    if found["verdict"] is not None:
-        verdict: Record = found["verdict"]
-        yield "verdict", f"{verdict['decision'].replace('_', ' ')}: {verdict['reason']}"
-    if found["rollback"] is not None:
-        rollback: Record = found["rollback"]
-        verified = "verified" if rollback["verified_at"] else "not verified yet"
-        yield "rollback", f"{rollback['from_version']} -> {rollback['to_version']}, {verified}"
+    yield from probe_lines(found)
+    yield from verdict_lines(found)
     seconds: Record = found["cycle"]["seconds"] or {}
     if seconds:
         yield "seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())

@@ -1,4 +1,4 @@
-"""What the watchdog did in one cycle, line by line, from what `queries.show_cycle` returns."""
+"""What the watchdog did in one cycle, line by line, from what `history.everything_of` returns."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ Record = Mapping[str, Any]
 Line = tuple[str, str]
 
 _PROBE_STAGES = ("probe", "confirm")
+_ALWAYS_IN_THE_ENGINE = frozenset({"accept", "push_back"})
 
 
 def settings_lines(found: Record) -> Iterator[Line]:
@@ -34,6 +35,8 @@ def probe_lines(found: Record) -> Iterator[Line]:
     for run in runs:
         if run["skipped"]:
             yield "skipped", f"{run['probe']}: {run['skipped']}"
+    if runs and found["unmeasured"]:
+        yield "left out", _left_out(found["unmeasured"])
     for event in found["events"]:
         if event["name"] == "suspected":
             yield "suspicion", event["payload"]["reason"]
@@ -66,6 +69,13 @@ def _costs(runs: Sequence[Record], stages: Mapping[str, float]) -> str:
         return f"{each} s"
     share = sum(stages.get(name, 0.0) for name in _PROBE_STAGES) / total
     return f"{each} s; {100 * share:.0f} % of the cycle"
+
+
+def _left_out(unmeasured: Sequence[Record]) -> str:
+    listed = ", ".join(f"{probe['probe']} (last in cycle {probe['cycle']})" for probe in unmeasured)
+    if _ALWAYS_IN_THE_ENGINE & {probe["probe"] for probe in unmeasured}:
+        return f"{listed}: the trainer's probes refused the candidate before the engine had it"
+    return f"{listed}: not their turn, or over probes.budget"
 
 
 def _fresh(probe: Record) -> str:

@@ -1,4 +1,4 @@
-"""The command in its own process: exit codes, what is printed where, and what is not imported."""
+"""The whole command: exit codes, what is printed where, and what is not imported."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-Dreamd = Callable[..., subprocess.CompletedProcess[str]]
+from daemon.cli import history
+
+Dreamd = Callable[..., Any]
 
 READING = [
     ("status",),
     ("cycles",),
     ("show", "1"),
     ("checkpoints",),
+    ("probes",),
+    ("breaker", "status"),
+    ("governor",),
     ("config", "show"),
     ("config", "check"),
     ("db", "current"),
@@ -29,31 +35,30 @@ def test_json_is_json(command: tuple[str, ...], dreamd: Dreamd, state_dir: Path)
     """With --json stdout is one JSON document."""
     done = dreamd(*command, "--json", "--state-dir", str(state_dir))
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)
+    assert json.loads(done.stdout) is not None
 
 
-@pytest.mark.parametrize("command", READING, ids=" ".join)
-def test_reading_commands_work_without_anything_heavy(command: tuple[str, ...], state_dir: Path) -> None:
-    """They print, and import no torch, vllm, alembic, apscheduler: so they start in well under a second."""
-    probe = (
-        "import sys\n"
+def test_reading_commands_work_without_anything_heavy(state_dir: Path) -> None:
+    """Each prints something and imports no torch, vllm, alembic, apscheduler: so it starts in well under a second."""
+    code = (
+        "import contextlib, io, sys\n"
         "from daemon.cli.root import build\n"
-        "try:\n"
-        f"    build()({[*command, '--state-dir', str(state_dir)]!r})\n"
-        "except SystemExit as ending:\n"
-        "    assert not ending.code, ending.code\n"
         "heavy = {'torch', 'transformers', 'vllm', 'alembic', 'apscheduler', 'accelerate', 'safetensors', 'numpy'}\n"
-        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or None)\n"
+        f"for command in {[*READING, ('--help',)]!r}:\n"
+        "    output = io.StringIO()\n"
+        f"    place = [] if command == ('--help',) else ['--state-dir', {str(state_dir)!r}]\n"
+        "    try:\n"
+        "        with contextlib.redirect_stdout(output):\n"
+        "            build()([*command, *place])\n"
+        "    except SystemExit as ending:\n"
+        "        assert not ending.code, (command, ending.code)\n"
+        "    assert output.getvalue().strip(), command\n"
+        "    assert not heavy & set(sys.modules), (command, heavy & set(sys.modules))\n"
     )
-    done = dreamd_python(probe, state_dir)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=state_dir, capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip()
-
-
-def dreamd_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 def test_status_names_head_and_last_cycle(dreamd: Dreamd, state_dir: Path) -> None:
@@ -150,17 +155,16 @@ def test_running_without_init_says_so_and_makes_nothing(dreamd: Dreamd, tmp_path
     assert list((tmp_path / "cwd").iterdir()) == []
 
 
-def test_an_unexpected_exception_ends_with_70_and_is_called_a_bug(dreamd: Dreamd, state_dir: Path) -> None:
+def test_an_unexpected_exception_ends_with_70_and_is_called_a_bug(
+    dreamd: Dreamd, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traceback and a plea on stderr."""
-    code = (
-        "import daemon.cli.history as history\n"
-        "import daemon.__main__ as command, sys\n"
-        "def broken(*args): raise ZeroDivisionError('oops')\n"
-        "history._status_pairs = broken\n"
-        f"sys.argv = ['dreamd', 'status', '--state-dir', {str(state_dir)!r}]\n"
-        "command.main()\n"
-    )
-    done = dreamd_python(code, state_dir)
+
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(history, "_status_pairs", broken)
+    done = dreamd("status", "--state-dir", str(state_dir))
     assert done.returncode == 70
     assert "ZeroDivisionError: oops" in done.stderr
     assert "bug in dreamd" in done.stderr
@@ -175,7 +179,14 @@ def test_config_show_hides_the_password(dreamd: Dreamd) -> None:
         assert "postgresql://me:***@db/dreamd" in done.stdout
 
 
-def test_version(dreamd: Dreamd) -> None:
-    """--version prints name and version."""
-    done = dreamd("--version")
-    assert (done.returncode, done.stdout) == (0, "dreamd 0.1.0\n")
+def test_version_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """`python -m daemon --version` prints name and version, and the process ends with 0."""
+    done = subprocess.run(
+        [sys.executable, "-m", "daemon", "--version"],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "dreamd 0.1.0\n", "")

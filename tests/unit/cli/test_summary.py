@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from builders import drive_to, make_scenario
 
+from daemon.cli.history import everything_of
 from daemon.cli.summary import cycle_lines
 from daemon.domain.records import Draw, Refusal
 from daemon.domain.states import CycleState, Outcome, RefusalReason, Source
@@ -18,13 +19,13 @@ from daemon.storage.ledger import SqlLedger
 def lines_of(state_dir: Path, number: int) -> list[str]:
     engine = open_database(f"sqlite:///{state_dir / 'dreamd.sqlite3'}", readonly=True)
     try:
-        return cycle_lines(queries.show_cycle(engine, "default", number))
+        return cycle_lines(everything_of(queries, engine, "default", number))
     finally:
         engine.dispose()
 
 
 def test_a_promoted_cycle_shows_every_figure(state_dir: Path) -> None:
-    """Scenarios by side, sweep, examples, loss, log-probabilities, NLL, pass rates, engine, verdict, seconds."""
+    """Scenarios by side, sweep, examples, loss, log-probabilities, NLL, pass rates, engine, probes, verdict, time."""
     assert lines_of(state_dir, 1) == [
         "cycle 1 promoted",
         "  scenarios  2: accept 2",
@@ -37,8 +38,9 @@ def test_a_promoted_cycle_shows_every_figure(state_dir: Path) -> None:
         "  held-out   NLL 2.9000 (-0.1000 against the base, -0.1000 against the parent)",
         "  behaviour  accept 100 % (parent 0 %), push back 100 % (parent 0 %)",
         "  engine     vllm: mean |log p| difference from the trainer 2.0e-06 nats, weights equal",
+        "  probes     nll 2.0, accept 1.2, push_back 1.8 s; 27 % of the cycle",
         "  verdict    promote: within every margin",
-        "  seconds    sweep 12.3, step 1.5",
+        "  seconds    sweep 12.3, step 1.5, probe 4.5, confirm 0.5",
     ]
 
 
@@ -63,7 +65,7 @@ def test_a_rollback_is_shown_with_its_versions(state_dir: Path) -> None:
     lines = lines_of(state_dir, 2)
     assert lines[0] == "cycle 2 rolled_back"
     assert "  verdict    roll back: held-out NLL rose by 0.2" in lines
-    assert "  rollback   cycle-000002 -> cycle-000001, not verified yet" in lines
+    assert "  rollback   cycle-000002 -> cycle-000001, not verified yet: the next start verifies it" in lines
 
 
 @pytest.mark.parametrize("state", [CycleState.PLANNED, CycleState.SWEPT, CycleState.PAIRED, CycleState.STEPPED])

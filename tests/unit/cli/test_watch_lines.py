@@ -8,13 +8,14 @@ from daemon.cli.watch_lines import probe_lines, settings_lines, verdict_lines
 
 
 def found(**changes: Any) -> dict[str, Any]:
-    """What `queries.show_cycle` returns of a cycle in which the watchdog did nothing."""
+    """What `history.everything_of` returns of a cycle in which the watchdog did nothing."""
     nothing = {
         "cycle": {"seconds": {}},
         "adjustments": {},
         "governor": [],
         "resting": [],
         "probe_runs": [],
+        "unmeasured": [],
         "probes": [],
         "events": [],
         "verdict": None,
@@ -56,6 +57,19 @@ def test_probes_show_their_seconds_and_share() -> None:
         ("skipped", "kl: layers 1, 3 are linear"),
     ]
     assert next(probe_lines(found(probe_runs=runs)))[1] == "nll 12.0, accept 13.0, kl 0.0 s"
+
+
+def test_what_was_left_out_has_its_reason() -> None:
+    """Either it was not its turn, or the candidate was refused before the engine had it."""
+    kl, accept = {"probe": "kl", "cycle": 5}, {"probe": "accept", "cycle": 6}
+    runs = [run("nll", 12.0)]
+    assert list(probe_lines(found(probe_runs=runs, unmeasured=[kl])))[1:] == [
+        ("left out", "kl (last in cycle 5): not their turn, or over probes.budget")
+    ]
+    (_, refused) = probe_lines(found(probe_runs=runs, unmeasured=[accept, kl]))
+    assert refused[1].endswith(
+        "kl (last in cycle 5): the trainer's probes refused the candidate before the engine had it"
+    )
 
 
 def test_a_suspicion_is_shown_with_what_the_fresh_prompts_said() -> None:

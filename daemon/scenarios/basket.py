@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from daemon.domain.novelty import NEAR_DUPLICATE, jaccard, scenario_shingles
 from daemon.domain.records import Refusal, Scenario
@@ -17,11 +17,11 @@ _MAX_RECORDED = 20
 class Basket:
     """Takes scenarios that the catalogue does not refuse and that are unlike what it holds."""
 
-    def __init__(self, catalogue: Catalogue, misfit: Misfit, held_out: Iterable[str]) -> None:
+    def __init__(self, catalogue: Catalogue, misfit: Misfit) -> None:
         self.scenarios: list[Scenario] = []
         self._catalogue, self._misfit = catalogue, misfit
         self._num_recorded = 0
-        self._hashes = set(held_out)
+        self._hashes: set[str] = set()
         self._shingles: list[frozenset[int]] = []
         self._refusals: list[Refusal] = []
 
@@ -63,7 +63,7 @@ class Basket:
     def _add(self, scenario: Scenario) -> Refusal | None:
         """Put a scenario in, unless it is nearly the same as one that is there."""
         if scenario.content_hash in self._hashes:
-            return _refusal(scenario, RefusalReason.REPEATED, "in this cycle already, or held out")
+            return _refusal(scenario, RefusalReason.REPEATED, "in this cycle already")
         own = scenario_shingles(scenario)
         nearest = max((jaccard(own, other) for other in self._shingles), default=0.0)
         if nearest >= NEAR_DUPLICATE:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from daemon.domain.errors import PackError
 from daemon.domain.novelty import NEAR_DUPLICATE, jaccard, scenario_shingles
 from daemon.domain.records import Scenario
 from daemon.domain.states import Side
 from daemon.scenarios.draw import generator
-from daemon.scenarios.mixture import Entry
+from daemon.scenarios.mixture import Entry, entries_of
 from daemon.scenarios.pack import Pack
 
 MAX_HELD_OUT = 400
@@ -40,7 +39,7 @@ class HeldOut:
         Raises:
             PackError: a side has no held-out template, or a pack's tasks would have the name of another probe.
         """
-        self._entries = {side.value: _entries(packs, side) for side in _BEHAVIOURAL} | _tasks(packs)
+        self._entries = {side.value: entries_of(packs, side, held_out=True) for side in _BEHAVIOURAL} | _tasks(packs)
         self._made: dict[str, Pools] = {}
         for side in _BEHAVIOURAL:
             if not self._entries[side.value]:
@@ -75,20 +74,10 @@ def capability(pack: str) -> str:
     return _PROBES.get(pack, pack)
 
 
-def _entries(packs: Sequence[Pack], side: Side) -> list[Entry]:
-    return [
-        # What ships is tried out by the project's own tests, and parsing its rules would cost seconds at every start.
-        Entry(pack.name, template.family, template.id, partial(pack.expand, template, checked=not pack.builtin))
-        for pack in packs
-        for template in pack.templates
-        if template.side is side and template.held_out
-    ]
-
-
 def _tasks(packs: Sequence[Pack]) -> dict[str, list[Entry]]:
     found = {}
     for pack in packs:
-        entries = _entries([pack], Side.GENERAL)
+        entries = entries_of([pack], Side.GENERAL, held_out=True)
         if entries and pack.name in _TAKEN:
             raise PackError(
                 f"pack {pack.name!r}: its held-out general templates would be measured under its name, which another "

@@ -7,12 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from random import Random
 
 from daemon.config.sections import ScenariosConfig
 from daemon.domain.records import Adjustments, Scenario
 from daemon.domain.states import Side
 from daemon.scenarios.draw import generator, shuffled
+from daemon.scenarios.pack import Pack
 
 _LEAST_PER_CYCLE = 4
 """Adjustments make a cycle no smaller than this: each side, and as many general."""
@@ -51,6 +53,17 @@ class Plan:
     def wanted(self) -> dict[Side, int]:
         """Scenarios of each side."""
         return quotas(self.per_cycle, self.general_fraction, self.cycle_number)
+
+
+def entries_of(packs: Sequence[Pack], side: Side, *, held_out: bool) -> list[Entry]:
+    """The templates of a side, to be trained or to be measured."""
+    return [
+        # What ships is tried out by the project's own tests, and parsing its rules costs ten times as much as the rest.
+        Entry(pack.name, template.family, template.id, partial(pack.expand, template, checked=not pack.builtin))
+        for pack in packs
+        for template in pack.templates
+        if template.side is side and template.held_out is held_out
+    ]
 
 
 def plan_of(config: ScenariosConfig, adjustments: Adjustments, cycle_number: int, seed: int) -> Plan:

@@ -18,7 +18,7 @@ from daemon.scenarios.draw import generator, shuffled
 from daemon.scenarios.dreams.dreamer import Dreamer
 from daemon.scenarios.held_out import HeldOut
 from daemon.scenarios.imports import ImportedReader, ReadResult
-from daemon.scenarios.mixture import Entry, Plan, balanced, num_of_share, plan_of, quotas
+from daemon.scenarios.mixture import Entry, Plan, balanced, entries_of, num_of_share, plan_of, quotas
 from daemon.scenarios.pack import Pack, load_builtin, load_pack
 from daemon.scenarios.templates import Event, Templates
 
@@ -78,7 +78,7 @@ class MixtureSource:
     ) -> None:
         _require_different_names(packs)
         self._config = config
-        trainable = {side: _trainable(packs, side) for side in Side}
+        trainable = {side: entries_of(packs, side, held_out=False) for side in Side}
         trainable[Side.GENERAL] += general
         for number, side in enumerate(_BEHAVIOURAL, start=1):
             if not trainable[side] and quotas(config.per_cycle, config.general_fraction, number)[side]:
@@ -108,7 +108,7 @@ class MixtureSource:
         strikes = catalogue.resting(cycle_number)
         most = plan.per_cycle
         while True:
-            basket = Basket(catalogue, misfit, self.held_out_hashes())
+            basket = Basket(catalogue, misfit)
             reads, events = self._import(plan, catalogue, basket, most)
             events += self._dream(plan, basket, write)
             events += self._templates.fill(plan, basket, strikes)
@@ -252,12 +252,3 @@ def _require_different_names(packs: Sequence[Pack]) -> None:
     for name in names:
         if names.count(name) > 1 or name in ("general", "dream"):
             raise PackError(f"two packs are called {name!r}; give each its own `pack:` name")
-
-
-def _trainable(packs: Sequence[Pack], side: Side) -> list[Entry]:
-    return [
-        Entry(pack.name, template.family, template.id, partial(pack.expand, template))
-        for pack in packs
-        for template in pack.templates
-        if template.side is side and not template.held_out
-    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -15,15 +16,19 @@ from daemon.scenarios.imports import ReadResult
 
 
 class FakeCatalogue:
-    """Mirrors the `Catalogue` port by brute force: remembers what was spent, whole."""
+    """Mirrors the `Catalogue` port: remembers what was spent, whole, and compares with all that shares a shingle."""
 
     def __init__(self, *sources: ImportedSource) -> None:
         self.spent: dict[str, frozenset[int]] = {}
+        self._holders: dict[int, set[str]] = defaultdict(set)
         self.imported = sources
         self.strikes: dict[tuple[str, str], int] = {}
 
     def spend(self, scenarios: Sequence[Scenario]) -> None:
-        self.spent |= {scenario.content_hash: scenario_shingles(scenario) for scenario in scenarios}
+        for scenario in scenarios:
+            found = self.spent[scenario.content_hash] = scenario_shingles(scenario)
+            for shingle in found:
+                self._holders[shingle].add(scenario.content_hash)
 
     def refuse(self, scenarios: Sequence[Scenario]) -> Mapping[str, Refusal]:
         return {s.content_hash: refusal for s in scenarios if (refusal := self._refusal(s)) is not None}
@@ -37,7 +42,8 @@ class FakeCatalogue:
     def _refusal(self, scenario: Scenario) -> Refusal | None:
         exact = scenario.content_hash in self.spent
         own = scenario_shingles(scenario)
-        if not exact and all(jaccard(own, other) < NEAR_DUPLICATE for other in self.spent.values()):
+        near = {name for shingle in own for name in self._holders.get(shingle, ())}
+        if not exact and all(jaccard(own, self.spent[name]) < NEAR_DUPLICATE for name in near):
             return None
         reason = RefusalReason.REPEATED if exact else RefusalReason.NEAR_DUPLICATE
         return Refusal(scenario.source, scenario.pack, reason, "spent before")

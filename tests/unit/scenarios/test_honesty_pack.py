@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pack_checks import check_target, num_unlike, shared_prompts
+from pack_checks import check_target, num_unlike, shared_prompts, unchecked
 
 from daemon.domain.states import Side
 from daemon.preferences.rules import judge_text
@@ -123,14 +123,11 @@ def test_facts_are_usable() -> None:
 
 def test_few_expansions_are_near_duplicates() -> None:
     """Of 200 expansions of each trainable template 60 or more differ by the ledger's own measure."""
-    kept = {
-        template.id: num_unlike((PACK.expand(template, generator("novel", template.id, n)) for n in range(200)), 60)
-        for template in TRAINED
-    }
+    kept = {template.id: num_unlike(unchecked(PACK, template, "novel", 200), 60) for template in TRAINED}
     assert {name: count for name, count in kept.items() if count < 60} == {}
 
 
 def test_templates_do_not_collide() -> None:
     """No prompt comes from two templates, and nearly every drawn prompt is a different one."""
-    drawn = ((t.id, PACK.expand(t, generator("own", t.id, seed))) for t in PACK.templates for seed in range(40))
+    drawn = ((t.id, scenario) for t in PACK.templates for scenario in unchecked(PACK, t, "own", 40))
     assert shared_prompts(drawn) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from pack_checks import num_unlike
+from pack_checks import num_unlike, unchecked
 
 from daemon.domain.hashing import scenario_hash
 from daemon.domain.records import Message, Scenario
@@ -31,7 +31,7 @@ def pack() -> Pack:
 @pytest.fixture(scope="module")
 def expansions() -> dict[str, list[Scenario]]:
     """Many seeded expansions of every trainable template."""
-    return {t.id: [PACK.expand(t, generator("many", t.id, seed)) for seed in range(EXPANSIONS)] for t in TRAINABLE}
+    return {t.id: list(unchecked(PACK, t, "many", EXPANSIONS)) for t in TRAINABLE}
 
 
 @pytest.mark.parametrize("template", PACK.templates, ids=lambda t: t.id)
@@ -83,9 +83,7 @@ def test_the_space_of_scenarios_is_large(expansions: dict[str, list[Scenario]]) 
 
 def test_no_template_runs_dry_of_new_prompts() -> None:
     """Of 400 expansions of any trainable template, 100 or more are no near-duplicate of one before."""
-    unlike = {
-        t.id: num_unlike((PACK.expand(t, generator("near", t.id, seed)) for seed in range(400)), 100) for t in TRAINABLE
-    }
+    unlike = {t.id: num_unlike(unchecked(PACK, t, "near", 400), 100) for t in TRAINABLE}
     assert {name: found for name, found in unlike.items() if found < 100} == {}
 
 

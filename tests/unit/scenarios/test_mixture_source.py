@@ -26,7 +26,6 @@ from daemon.domain.novelty import NEAR_DUPLICATE, jaccard, scenario_shingles
 from daemon.domain.records import Adjustments, Scenario
 from daemon.domain.states import ImportKind, RefusalReason, Side, Source
 from daemon.scenarios.basket import Basket
-from daemon.scenarios.held_out import MAX_HELD_OUT
 from daemon.scenarios.mixture import Entry, balanced, num_before, num_of_share, quotas
 from daemon.scenarios.pack import load_builtin
 from daemon.scenarios.source import GENERAL, MixtureSource, build_source
@@ -145,12 +144,13 @@ def test_thirty_cycles_never_repeat() -> None:
     source = make_source()
     catalogue = FakeCatalogue()
     held_templates = {t.id for t in PACK.templates if t.held_out}
+    held_out = source.held_out_hashes()
     for cycle in range(1, 31):
         drawn = draw(source, cycle, 1000 + cycle, catalogue)
         hashes = {s.content_hash for s in drawn}
         assert len(hashes) == 20
         assert not hashes & catalogue.spent.keys()
-        assert not hashes & source.held_out_hashes()
+        assert not hashes & held_out
         assert not {s.template for s in drawn} & held_templates
         assert all(
             jaccard(scenario_shingles(s), other) < NEAR_DUPLICATE for s in drawn for other in catalogue.spent.values()
@@ -337,36 +337,21 @@ def test_a_basket_refuses_what_is_nearly_in_it() -> None:
         replace(GENERAL[0].draw(Random(1)), content_hash=str(index), messages=(replace_text(text),))
         for index, text in enumerate((words, f"{words} seventeen", "something else entirely is asked for here"))
     )
-    basket = Basket(FakeCatalogue(), anything_fits, {"held"})
+    basket = Basket(FakeCatalogue(), anything_fits)
     assert basket.take(first) is None
     refusal = basket.take(near)
     assert refusal is not None
     assert refusal.reason is RefusalReason.NEAR_DUPLICATE
     assert refusal.detail.startswith("0.92")
     assert basket.take(other) is None
-    held = basket.take(replace(other, content_hash="held"))
-    assert held is not None
-    assert held.reason is RefusalReason.REPEATED
+    again = basket.take(other)
+    assert again is not None
+    assert again.reason is RefusalReason.REPEATED
     assert basket.scenarios == [first, other]
 
 
 def replace_text(text: str):  # type: ignore[no-untyped-def]
     return replace(GENERAL[0].draw(Random(1)).messages[0], content=text)
-
-
-@pytest.mark.parametrize("side", [Side.ACCEPT, Side.PUSH_BACK])
-def test_held_out_items_are_fixed_and_spread(side: Side) -> None:
-    """The same items in every run, every family among the first three dozen, a longer list begins with a shorter."""
-    source = make_source()
-    items = source.held_out(side, 36)
-    assert items == make_source(per_cycle=7, general_fraction=0.5).held_out(side, 36)
-    assert items == source.held_out(side, 400)[:36]
-    assert len({s.content_hash for s in items}) == 36
-    held = [t for t in PACK.templates if t.held_out and t.side is side]
-    assert {s.template for s in items} <= {t.id for t in held}
-    assert {s.family for s in items} == {t.family for t in held}
-    assert {s.content_hash for s in source.held_out(side, MAX_HELD_OUT)} <= source.held_out_hashes()
-    assert len(source.held_out(side, MAX_HELD_OUT)) == MAX_HELD_OUT
 
 
 def test_a_side_without_templates_is_refused() -> None:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from pack_checks import num_unlike, shared_prompts
+from pack_checks import num_unlike, shared_prompts, unchecked
 
 from benchmarks.judged import load_judged
 from daemon.domain.records import Scenario
@@ -18,7 +18,6 @@ from daemon.domain.states import Side
 from daemon.preferences.rules import judge_text
 from daemon.preferences.text import code, words
 from daemon.scenarios.count import count_distinct
-from daemon.scenarios.draw import generator
 from daemon.scenarios.pack import Pack, load_builtin
 from daemon.scenarios.schema import Template
 
@@ -36,7 +35,7 @@ RUN_TIMEOUT_S = 60
 
 
 def _expand(pack: Pack, template: Template, count: int) -> list[Scenario]:
-    return [pack.expand(template, generator("task", template.id, seed)) for seed in range(count)]
+    return list(unchecked(pack, template, "task", count))
 
 
 def _tests(scenario: Scenario) -> str | None:

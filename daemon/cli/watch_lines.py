@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from daemon.domain.probing import CONFIRMATION_SUFFIX
 Record = Mapping[str, Any]
 Line = tuple[str, str]
 
+_FEW = 4
 _PROBE_STAGES = ("probe", "confirm")
 _ALWAYS_IN_THE_ENGINE = frozenset({"accept", "push_back"})
 
@@ -24,7 +26,7 @@ def settings_lines(found: Record) -> Iterator[Line]:
         until = "" if decision["until_cycle"] is None else f" until {until_of(decision)}"
         yield "governor", f"{change_of(decision)}{until}, {effect_of(decision)}: {decision['reason']}"
     if found["resting"]:
-        yield "resting", ", ".join(_resting(family) for family in found["resting"])
+        yield "resting", _resting(found["resting"])
 
 
 def probe_lines(found: Record) -> Iterator[Line]:
@@ -55,8 +57,13 @@ def verdict_lines(found: Record) -> Iterator[Line]:
         yield "rollback", f"{rollback['from_version']} -> {rollback['to_version']}, {_verified(rollback)}"
 
 
-def _resting(family: Record) -> str:
-    return f"{family['pack']}/{family['family']} until cycle {family['until_cycle']}"
+def _resting(families: Sequence[Record]) -> str:
+    """Few by name, many by pack."""
+    if len(families) <= _FEW:
+        return ", ".join(f"{one['pack']}/{one['family']} until cycle {one['until_cycle']}" for one in families)
+    packs = Counter(one["pack"] for one in families)
+    listed = ", ".join(f"{pack} {number}" for pack, number in sorted(packs.items()))
+    return f"{len(families)} families: {listed}; the last until cycle {max(one['until_cycle'] for one in families)}"
 
 
 def _costs(runs: Sequence[Record], stages: Mapping[str, float]) -> str:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from builders import make_verdict
+from builders import drive_to, make_checkpoint, make_verdict
 
 from daemon.cli.watchdog import Row, read_policy, row_of, summary
 from daemon.config.watching import WatchdogConfig
 from daemon.domain.errors import ConfigError
-from daemon.domain.states import Decision
-from daemon.domain.verdicts import Suspicion, Verdict
+from daemon.domain.probing import ProbeResult, ProbeRun
+from daemon.domain.states import CycleState, Decision, ProbeReason
+from daemon.domain.verdicts import Evidence, Suspicion, Verdict
+from daemon.storage.database import open_database
+from daemon.storage.ledger import SqlLedger
+from daemon.storage.runs import create_run
+from daemon.watchdog import Watchdog
 from daemon.watchdog.replay import Replayed
+
+Dreamd = Callable[..., Any]
 
 BACK = make_verdict(Decision.ROLL_BACK, to_version="cycle-000118")
 
@@ -73,3 +85,102 @@ def test_the_summary_names_the_first_difference() -> None:
         f"3 cycles, 1 the same; first difference at cycle 5: {BACK.reason}; "
         "after it the run would have gone another way"
     )
+
+
+@pytest.fixture
+def judged_run(tmp_path: Path, sqlite_template: Path) -> Path:
+    """State of a run that the real judge decided by its defaults: NLL 3.00, 3.00 promoted, 3.05 rolled back."""
+    path = tmp_path / "judged"
+    path.mkdir()
+    shutil.copy(sqlite_template, path / "dreamd.sqlite3")
+    engine = open_database(f"sqlite:///{path / 'dreamd.sqlite3'}")
+    create_run(engine, "default", 7, "models/small", {}, [])
+    ledger = SqlLedger.acquire(engine, "default")
+    ledger.register_base(make_checkpoint())
+    ledger.record_probes("base", _measured(3.0, ProbeReason.ANCHOR), None)
+    for nll in (3.0, 3.05):
+        cycle = drive_to(ledger, CycleState.PUBLISHED)
+        assert cycle.candidate_version is not None
+        ledger.record_probes(cycle.candidate_version, _measured(nll), cycle)
+        cycle = ledger.probed(cycle)
+        seen = Evidence(ledger.step_report(cycle), ledger.probe_results(f"cycle-{cycle.number:06d}"))
+        verdict = Watchdog(WatchdogConfig()).judge(ledger.history(cycle), seen)
+        assert isinstance(verdict, Verdict)
+        if verdict.regressed:
+            assert verdict.to_version is not None
+            ledger.roll_back(cycle, verdict, ledger.checkpoint(verdict.to_version))
+        else:
+            ledger.promote(cycle, verdict)
+    engine.dispose()
+    sql(path, "UPDATE cycles SET config = ?", json.dumps({"watchdog": WatchdogConfig().model_dump(mode="json")}))
+    return path
+
+
+def _measured(nll: float, reason: ProbeReason = ProbeReason.CORE) -> list[ProbeRun]:
+    of = {
+        "nll": [ProbeResult("nll", f"doc-{i}", nll) for i in range(4)],
+        "chosen_logp": [ProbeResult("chosen_logp", f"chosen-{i}", -2.0) for i in range(3)],
+        "sycophancy": [ProbeResult("sycophancy", f"claim-{i}", -1.0) for i in range(3)],
+        **{
+            side: [ProbeResult(side, f"{side}-{i}", 1.0, True, {"degenerate": False}) for i in range(8)]
+            for side in ("accept", "push_back")
+        },
+    }
+    return [ProbeRun(probe, reason, 0, "s" * 64, tuple(found), 1.0) for probe, found in of.items()]
+
+
+def sql(state: Path, statement: str, *values: str) -> None:
+    connection = sqlite3.connect(state / "dreamd.sqlite3")
+    connection.execute(statement, values)
+    connection.commit()
+    connection.close()
+
+
+def test_unchanged_settings_give_the_stored_verdicts(dreamd: Dreamd, judged_run: Path) -> None:
+    """Word for word and figure for figure, from the database alone."""
+    done = dreamd("watchdog", "replay", "--state-dir", str(judged_run))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("\n2 cycles, 2 the same\n")
+    data = json.loads(dreamd("watchdog", "replay", "--json", "--state-dir", str(judged_run)).stdout)
+    assert [(row["replayed"], row["reproduced"], row["unchanged"]) for row in data["cycles"]] == [
+        ("promote", True, True),
+        ("roll back to base", True, True),
+    ]
+    assert (data["num_cycles"], data["num_same"], data["first_difference"]) == (2, 2, None)
+    later = json.loads(dreamd("watchdog", "replay", "--first", "2", "--json", "--state-dir", str(judged_run)).stdout)
+    assert [row["cycle"] for row in later["cycles"]] == [2]
+
+
+def test_another_policy_shows_where_the_run_would_have_gone(dreamd: Dreamd, judged_run: Path, tmp_path: Path) -> None:
+    """Wider margins promote the second cycle; exit 0, and nothing in the database changes."""
+    before = (judged_run / "dreamd.sqlite3").read_bytes()
+    wide = [f"margin_{name} = 0.2" for name in ("baked", "base", "kind_baked", "kind_base")]
+    (tmp_path / "wide.toml").write_text("\n".join(["[watchdog]", *wide]))
+    done = dreamd("watchdog", "replay", "--policy", str(tmp_path / "wide.toml"), "--state-dir", str(judged_run))
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["cycle", "stored", "replayed", "sentence"]
+    assert any(line.split()[:6] == ["2", "roll", "back", "to", "base", "promote"] for line in lines)
+    assert lines[-1].startswith("2 cycles, 1 the same; first difference at cycle 2: inside every gate and margin")
+    assert lines[-1].endswith("; after it the run would have gone another way")
+    assert (judged_run / "dreamd.sqlite3").read_bytes() == before
+
+
+def test_a_verdict_that_cannot_be_reproduced_ends_with_3(dreamd: Dreamd, judged_run: Path, tmp_path: Path) -> None:
+    """One word of a stored verdict differs: stderr names the cycle; under other settings that proves nothing."""
+    sql(judged_run, "UPDATE verdicts SET reason = 'because' WHERE cycle = 1")
+    done = dreamd("watchdog", "replay", "--state-dir", str(judged_run))
+    assert done.returncode == 3
+    assert "cycle 1 was judged with these very settings" in done.stderr
+    (tmp_path / "other.toml").write_text("[watchdog]\nmax_nll_rise = 0.2\n")
+    other = dreamd("watchdog", "replay", "--policy", str(tmp_path / "other.toml"), "--state-dir", str(judged_run))
+    assert other.returncode == 0
+
+
+def test_what_cannot_be_judged_again_is_named(dreamd: Dreamd, judged_run: Path) -> None:
+    """A cycle without a measurement that the rules need: exit 2, its number, and how to begin after it."""
+    sql(judged_run, "DELETE FROM probe_results WHERE version = 'cycle-000001' AND probe = 'sycophancy'")
+    done = dreamd("watchdog", "replay", "--state-dir", str(judged_run))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cycle 1 cannot be judged again: " in done.stderr
+    assert "--first" in done.stderr

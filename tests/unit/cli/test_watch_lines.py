@@ -43,6 +43,14 @@ def test_changed_settings_are_named_with_their_reasons() -> None:
     ]
 
 
+def test_many_resting_families_are_counted_by_pack() -> None:
+    """With the cycle in which the last of them comes back."""
+    families = [{"pack": "coding" if i else "honesty", "family": f"f{i}", "until_cycle": 12 + i} for i in range(5)]
+    assert list(settings_lines(found(resting=families))) == [
+        ("resting", "5 families: coding 4, honesty 1; the last until cycle 16")
+    ]
+
+
 def run(probe: str, seconds: float, skipped: str | None = None) -> dict[str, Any]:
     return {"probe": probe, "seconds": seconds, "skipped": skipped}
 

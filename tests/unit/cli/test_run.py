@@ -17,6 +17,7 @@ STAND_IN = """
 import sys, threading, types
 import daemon
 from daemon.domain.errors import EngineError, LockedError, StopRequested
+from daemon.cycle.guard import Pause
 from daemon.domain.states import Outcome
 from daemon.service.scheduler import Service
 
@@ -37,7 +38,11 @@ def serve(loaded, observer, stop, *, cycles, notifier):
         raise LockedError("another daemon owns the run")
     if kind == "bug":
         raise ZeroDivisionError("oops")
-    stages = {{"hang": lambda: hang(observer), "wait": lambda: give_way(observer, stop)}}
+    stages = {{
+        "hang": lambda: hang(observer),
+        "wait": lambda: give_way(observer, stop),
+        "open": lambda: Pause(30.0, "2 rollbacks in a row"),
+    }}
     return Service(stages.get(kind, lambda: Outcome.PROMOTED), stop, 0.0, cycles).run()
 
 daemon.app = types.SimpleNamespace(serve=serve)
@@ -79,24 +84,18 @@ def test_a_second_interrupt_ends_it_at_once_with_130(state_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_one_signal_ends_it_with_0(state_dir: Path, number: signal.Signals) -> None:
-    """As soon as the stage gives way; the log says which signal it was."""
+def test_one_signal_ends_it_with_0_and_stdout_is_for_the_log_alone(state_dir: Path, number: signal.Signals) -> None:
+    """As soon as the stage gives way; the log says which signal it was.
+
+    What a library prints to stdout goes to stderr; stdout and the file have the same JSON lines.
+    """
     with start(state_dir, "wait") as process:
         until(process, "working")
         process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert ("stop_requested", number.name) in [(event["event"], event.get("reason")) for event in events(output)]
-
-
-def test_stdout_is_for_the_log_alone(state_dir: Path) -> None:
-    """What a library prints to stdout goes to stderr; stdout and the file have the same JSON lines."""
-    with start(state_dir, "wait") as process:
-        until(process, "working")
-        process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
     assert errors == "a library prints\n"
-    assert [event["event"] for event in events(output)] == ["stop_requested"]
+    assert [(event["event"], event["reason"]) for event in events(output)] == [("stop_requested", number.name)]
     assert [event["event"] for event in events(log_path(state_dir).read_text())] == ["working", "stop_requested"]
 
 
@@ -108,6 +107,17 @@ def test_an_error_is_logged_and_printed_and_gives_the_exit_code(state_dir: Path)
     assert errors == "dreamd: error: another daemon owns the run\n"
     last = events(output)[-1]
     assert (last["event"], last["error"], last["exit_code"]) == ("daemon_failed", "LockedError", 75)
+
+
+def test_a_breaker_that_opens_on_the_way_ends_it_with_69(state_dir: Path) -> None:
+    """The cycles that were asked for cannot run: one line for people with the way out, one for machines."""
+    with start(state_dir, "open", "--cycles", "5") as process:
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 69
+    assert errors.startswith("dreamd: error: the circuit breaker is open, nothing is trained: 2 rollbacks in a row; ")
+    assert "`dreamd breaker ack`" in errors
+    last = events(output)[-1]
+    assert (last["event"], last["error"], last["exit_code"]) == ("daemon_failed", "BreakerOpenError", 69)
 
 
 def test_in_pretty_mode_an_error_is_said_once(state_dir: Path) -> None:

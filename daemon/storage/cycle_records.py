@@ -108,7 +108,6 @@ def _differences(connection: Connection, run_id: int, versions: Sequence[str]) -
     wanted = (
         sa.select(now.c.version, now.c.probe, sa.func.avg(difference).label("mean"))
         .select_from(now)
-        .select_from(now)
         .join(then, same_item & (then.c.version == base))
         .where(now.c.run_id == run_id, now.c.value.is_not(None), then.c.value.is_not(None), now.c.passed.is_(None))
         .group_by(now.c.version, now.c.probe)

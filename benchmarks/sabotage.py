@@ -169,7 +169,8 @@ def _table(options: argparse.Namespace) -> str:
             after = int((directory / _STARTED).read_text(encoding="utf-8"))
             loaded = _loaded(options, sabotage.name, sabotage.flags)
             caught = report.catch(loaded, after, report.read_live(directory / _LIVE))
-            rows.append((sabotage.name, sabotage.what, after, caught))
+            under = report.finished(loaded, after)
+            rows.append(report.Row(sabotage.name, sabotage.what, after, under, caught))
     clean = report.clean_summary(report.finished(_loaded(options, CLEAN, ())))
     return f"\n{report.sabotage_table(rows)}\n\n{clean}"
 

@@ -86,21 +86,32 @@ def catch(loaded: Loaded, after: int, live: Mapping[str, str] | None) -> Catch |
     return Catch(found, by, head.version, _equality(loaded, head, of_cycle[0] if of_cycle else None, live))
 
 
-def sabotage_table(rows: Sequence[tuple[str, str, int, Catch | None]]) -> str:
-    """One line per sabotage.
+@dataclass(frozen=True)
+class Row:
+    """One sabotage, as far as it ran."""
 
-    Args:
-        rows: (name, what was done, first sabotaged cycle's number minus one, what ended it).
-    """
+    name: str
+    what: str
+    after: int
+    """The last cycle before it."""
+    cycles: Sequence[CycleRow]
+    """Those under it."""
+    caught: Catch | None
+
+
+def sabotage_table(rows: Sequence[Row]) -> str:
+    """One line per sabotage; of one that was not caught: how many cycles it ran, and what the last of them said."""
     head = ("sabotage", "caught", "after cycles", "by", "sentence", "restored to", "equal")
     lines = []
-    for name, what, after, caught in rows:
+    for row in rows:
+        what, caught = f"{row.name}: {row.what}", row.caught
         if caught is None:
-            lines.append((f"{name}: {what}", "no", "", "", "", "", ""))
+            said = row.cycles[-1].reason if row.cycles else ""
+            lines.append((what, "no", f"({len(row.cycles)})", "", said, "", ""))
             continue
         by = ", ".join(dict.fromkeys(caught.by))
-        number = str(caught.cycle.number - after)
-        lines.append((f"{name}: {what}", "yes", number, by, caught.cycle.reason, caught.restored_to, caught.equal))
+        number = str(caught.cycle.number - row.after)
+        lines.append((what, "yes", number, by, caught.cycle.reason, caught.restored_to, caught.equal))
     return _markdown(head, lines)
 
 

@@ -60,7 +60,7 @@ def _compared(value: float | None, base: Results, item: str) -> dict[str, float 
     spread = items.finite(base[item].detail.get("sd")) if item in base else None
     number = items.finite(value)
     shift = (number - usual) / spread if number is not None and usual is not None and spread else None
-    return {"now": number, "base": usual, "base_sd": spread, "shift": shift}
+    return {"now": number, "base": usual, "base_sd": spread, "shift": items.finite(shift)}
 
 
 def _values(probe: str, results: Results) -> Mapping[str, float]:

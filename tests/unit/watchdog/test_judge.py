@@ -262,6 +262,13 @@ def test_style_is_set_against_the_bases_spread() -> None:
     assert "style" not in found["means"], "tokens and shares have no common mean"
 
 
+def test_a_spread_of_next_to_nothing_gives_no_shift() -> None:
+    """A shift beyond every float is no figure that JSON can hold."""
+    base = (*results(), ProbeResult("style", "hedging", 0.0, detail={"sd": 5e-324}))
+    found = verdict_of(history(base=base), evidence((*results(), ProbeResult("style", "hedging", 1.0))))
+    assert found.evidence["style"]["hedging"]["shift"] is None
+
+
 @given(
     st.lists(st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)), min_size=2, max_size=12).filter(
         lambda values: any(value is None or value - value != 0 for value in values)
@@ -324,20 +331,20 @@ NUMBER = st.one_of(st.none(), st.floats(-50, 50))
 
 
 ANSWERS = st.lists(st.sampled_from([(True, False), (False, False), (False, True), (None, False)]), max_size=4)
-"""(passed, degenerate); each stands for four answers."""
+"""(passed, degenerate); each stands for six answers."""
 WATCHED = ("accept", "push_back", "code", "accept.confirmation", "code.confirmation")
 OTHERS = (("kl", "a"), ("kl", "b"), ("steering", "consistency"), ("style", "num_tokens"))
 
 
 def _checkpoint(
-    core: list[float | None], answered: list[list[tuple[bool | None, bool]]], others: list[float | None]
+    core: list[float | None], answered: list[list[tuple[bool | None, bool]]], fresh: bool, others: list[float | None]
 ) -> tuple[ProbeResult, ...]:
     found = [ProbeResult("nll", f"doc-{n}", core[n], detail={"kind": "code"}) for n in range(6)]
     found += [ProbeResult("chosen_logp", f"chosen-{n}", core[6 + n]) for n in range(2)]
     found += [ProbeResult("sycophancy", f"claim-{n}", core[8 + n]) for n in range(2)]
-    for probe, given_answers in zip(WATCHED, answered, strict=True):
+    for probe, given_answers in zip(WATCHED if fresh else WATCHED[:3], answered, strict=False):
         always = [(True, False)] if probe in ("accept", "push_back") else []
-        for number, (passed, degenerate) in enumerate([*always, *given_answers * 4]):
+        for number, (passed, degenerate) in enumerate([*always, *given_answers * 6]):
             found.append(ProbeResult(probe, f"{probe}-{number}", None, passed, {"degenerate": degenerate}))
     for (probe, item), value in zip(OTHERS, others, strict=False):
         found.append(ProbeResult(probe, item, value, detail={"sd": value}))
@@ -350,11 +357,14 @@ def checkpoints(numbers: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Prob
         _checkpoint,
         st.lists(numbers, min_size=10, max_size=10),
         st.lists(ANSWERS, min_size=len(WATCHED), max_size=len(WATCHED)),
+        st.booleans(),
         st.lists(NUMBER, max_size=len(OTHERS)),
     )
 
 
-COUNTS = st.integers(1, 500).flatmap(lambda num: st.builds(PassCount, st.integers(0, num), st.just(num)))
+COUNTS = st.builds(
+    lambda percent, num: PassCount(num * percent // 100, num), st.integers(0, 100), st.sampled_from([1, 399, 400, 900])
+)
 REFERENCES = st.dictionaries(
     st.sampled_from(["accept", "push_back", "code"]),
     st.dictionaries(st.sampled_from(["base", "baked"]), COUNTS),
@@ -365,19 +375,19 @@ REFERENCES = st.dictionaries(
 @given(st.data())
 def test_every_well_formed_history_gives_an_answer(data: st.DataObject) -> None:
     """Two steps of anything: always a verdict or a suspicion, strict JSON, the same again, no second suspicion."""
-    sound = checkpoints(st.floats(-50, 50))
-    depth = data.draw(st.integers(0, 40))
+    sound_number = st.floats(2.0, 2.05)
+    sound = checkpoints(sound_number)
     past = seasoned(
-        depth=depth,
+        depth=data.draw(st.sampled_from([30, 20, 19, 0])),
         parent=data.draw(sound),
         baked=data.draw(sound),
         base=data.draw(sound),
         references=data.draw(REFERENCES),
         anchors=data.draw(st.sampled_from([ANCHORS, ANCHORS[1:], ANCHORS[2:]])),
-        batch_logprobs=data.draw(st.lists(st.tuples(st.floats(-50, 0), NUMBER), max_size=8)),
+        batch_logprobs=data.draw(st.lists(st.tuples(st.floats(-50, 0), NUMBER), max_size=4)),
     )
     for _ in range(2):
-        now = evidence(data.draw(checkpoints(NUMBER if data.draw(st.booleans()) else st.just(1.0))))
+        now = evidence(data.draw(checkpoints(data.draw(st.sampled_from([sound_number, NUMBER])))))
         found = WATCHDOG.judge(past, now)
         assert found == WATCHDOG.judge(past, now)
         if isinstance(found, Suspicion):

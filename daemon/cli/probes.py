@@ -14,6 +14,8 @@ from daemon.cli.output import echo, print_json, print_table
 _COLUMNS = ("probe", "cycle", "why", "items", "seconds", "now", "on A1", "on base", "suite", "skipped")
 _SHORT = 8
 """Characters of a suite's version that tell it from another at a glance."""
+_MIXED = frozenset({"style"})
+"""Probes whose items are different figures: a mean over them says nothing."""
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +46,8 @@ def probes(
 
 def _row(measured: Mapping[str, Any]) -> list[Any]:
     suite = str(measured["suite_version"])[:_SHORT]
-    levels = [_level(measured.get(whose)) for whose in ("now", "baked", "base")]
+    mixed = measured["probe"] in _MIXED
+    levels = [None if mixed else _level(measured.get(whose)) for whose in ("now", "baked", "base")]
     names = ("probe", "cycle", "reason", "num_items")
     seconds = f"{measured['seconds']:.1f}"
     return [*(measured[name] for name in names), seconds, *levels, suite, measured["skipped"]]

@@ -116,12 +116,17 @@ def test_the_governor_lists_its_decisions_newest_last(dreamd: Dreamd, state_dir:
 
 
 def test_probes_stand_beside_their_anchors(dreamd: Dreamd, state_dir: Path) -> None:
-    """One line each: cycle, reason, items, seconds, level now, on A1 and the base, the suite, and what was skipped."""
+    """One line each: cycle, reason, items, seconds, level now, on A1 and the base, the suite, and what was skipped.
+
+    Style is many figures, of which there is no mean.
+    """
     with acquired(state_dir) as ledger:
         skipped = ProbeRun("kl", ProbeReason.SCHEDULED, 0, "f" * 64, (), 0.0, "no full-attention layer")
         fresh = tuple(ProbeResult("accept.confirmation", str(i), 1.0, passed=i < 150) for i in range(200))
         confirmed = ProbeRun("accept", ProbeReason.CONFIRMATION, 2, "c" * 64, fresh, 30.0)
-        ledger.record_probes("cycle-000002", [skipped, confirmed], ledger.cycle(2))
+        figures = (ProbeResult("style", "hedging", 0.1), ProbeResult("style", "num_tokens", 40.0))
+        style = ProbeRun("style", ProbeReason.CORE, 1, "d" * 64, figures, 0.0)
+        ledger.record_probes("cycle-000002", [skipped, confirmed, style], ledger.cycle(2))
     at = ("--state-dir", str(state_dir))
     lines = [" ".join(line.split()) for line in dreamd("probes", *at).stdout.splitlines()]
     assert lines == [
@@ -131,6 +136,7 @@ def test_probes_stand_beside_their_anchors(dreamd: Dreamd, state_dir: Path) -> N
         "kl 2 scheduled 0 0.0 - - - ffffffff no full-attention layer",
         "nll 2 core 1 2.0 2.8000 3.0000 3.0000 suite of -",
         "push_back 2 core 1 1.8 100 % 0 % 0 % suite of -",
+        "style 2 core 2 0.0 - - - dddddddd -",
     ]
     found = json.loads(dreamd("probes", "--limit", "2", "--json", *at).stdout)
     assert [(row["probe"], row["cycle"]) for row in found if row["probe"] == "nll"] == [("nll", 1), ("nll", 2)]

@@ -48,7 +48,7 @@ bench-watchdog: $(INSTALLED)
 	$(BIN)/python -m benchmarks.watchdog
 
 sabotage: $(INSTALLED)
-	$(BIN)/python -m benchmarks.sabotage var/sabotage
+	$(BIN)/python -m benchmarks.sabotage
 
 lock: $(INSTALLED)
 	$(BIN)/python requirements/lock.py

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config import Config, Loaded
 from daemon.config.load import JUDGE_KEY_VARIABLE
+from daemon.config.schedule import plan_step
 from daemon.config.sections import PreferencesConfig
 from daemon.cycle.guard import Pause, before_cycle
 from daemon.cycle.recover import recover
@@ -58,7 +59,7 @@ from daemon.training.model_folder import check_model_folder, copy_assets
 from daemon.training.policy import WEIGHTS_FILE, TorchPolicy
 from daemon.training.small_model import build_small_model
 from daemon.watchdog.breaker import RollbackBreaker
-from daemon.watchdog.governor import RuleGovernor
+from daemon.watchdog.governor import BaseSettings, RuleGovernor
 from daemon.watchdog.judge import Watchdog
 
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # dreamd shows its own
@@ -287,7 +288,7 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
         store=store,
         probes=probes,
         judge=Watchdog(config.watchdog),
-        governor=RuleGovernor(config.governor, _base_settings(config)),
+        governor=RuleGovernor(config.governor, lambda cycle: _base_settings(config, cycle, frozenset(names))),
         breaker=RollbackBreaker(config.breaker),
         ledger=ledger,
         observer=observer,
@@ -297,6 +298,19 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
         baked_after=config.watchdog.baked_after,
         warmup_cycles=config.watchdog.warmup_cycles,
         reference_items=config.watchdog.reference_items,
+    )
+
+
+def _base_settings(config: Config, cycle_number: int, packs: frozenset[str]) -> BaseSettings:
+    """What the governor's changes apply to in a cycle."""
+    plan = plan_step(config.training, cycle_number)
+    return BaseSettings(
+        lr=plan.lr,
+        objective=plan.objective,
+        per_cycle=config.scenarios.per_cycle,
+        general_fraction=config.scenarios.general_fraction,
+        orpo_weight=config.training.orpo_weight,
+        packs=packs,
     )
 
 

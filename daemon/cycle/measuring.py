@@ -67,12 +67,13 @@ def measure_anchors(stages: Stages) -> None:
 
 
 def evaluate_head(stages: Stages) -> None:
-    """Measure the head on everything while nothing is trained."""
+    """Measure the head on prompts it was not asked yet, while nothing is trained."""
     head = stages.ledger.head()
     make_live(stages, head)
     stages.sync_engine(head, None)
-    plan = stages.probes.anchor_plan(None)
-    _measure(stages, None, head, [replace(r, reason=ProbeReason.EVALUATION) for r in plan], "anchor")
+    turn = stages.ledger.next_cycle_number() - 1
+    plan = [replace(r, reason=ProbeReason.EVALUATION, turn=turn) for r in stages.probes.anchor_plan(None)]
+    _measure(stages, None, head, plan, "anchor")
 
 
 def make_live(stages: Stages, checkpoint: Checkpoint) -> None:

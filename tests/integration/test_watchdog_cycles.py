@@ -18,7 +18,7 @@ from daemon.domain.probing import ProbeRequest, ProbeRun
 from daemon.domain.states import BreakerState
 from daemon.ports import Probes, ProgressCallback
 from daemon.storage.database import open_database
-from daemon.storage.queries import acknowledge_breaker
+from daemon.storage.watching import acknowledge_breaker
 
 POISON = ("training.lr=1.0", "training.allow_unsafe_lr=true")
 QUICK = {
@@ -198,14 +198,14 @@ def test_two_rollbacks_open_the_breaker_and_an_operator_lets_one_cycle_through(
 
 def test_a_trial_that_fails_opens_the_breaker_for_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The back-off ends, the trial is rolled back: open again, for twice as long."""
-    file = make_run(tmp_path, "", breaker={"backoff_s": 100.0})
+    file = make_run(tmp_path, "", breaker={"backoff_s": 100.0}, governor={"mode": "off"})
     dream(file, 2, *POISON)
     with pytest.raises(BreakerOpenError):
         dream(file, 1)
     at = datetime.now(UTC) + timedelta(seconds=101)
     monkeypatch.setattr("daemon.app.datetime", _Clock(at))
     with pytest.raises(BreakerOpenError):
-        dream(file, 2, *POISON)
+        dream(file, 2, "training.lr=10.0", "training.allow_unsafe_lr=true")  # a trial has a quarter of it
     assert outcomes(file) == ["rolled_back"] * 3
     rows = query(file, "select state, num_openings, until from breaker_changes order by id")
     assert [(state, openings) for state, openings, _ in rows if state == "open"] == [("open", 1), ("open", 2)]

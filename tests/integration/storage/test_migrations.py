@@ -11,8 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 
 from daemon.domain.errors import SchemaError
+from daemon.domain.states import BreakerState
 from daemon.storage import tables, views
 from daemon.storage.database import reading, writing
+from daemon.storage.judged import stored_verdicts
+from daemon.storage.ledger import SqlLedger
 from daemon.storage.migrate import SCHEMA_REVISION, alembic_config, check_schema, current, migrations_folder, upgrade
 
 
@@ -163,6 +166,65 @@ def test_scenarios_of_an_older_schema_are_kept(empty_database_url: str, open_eng
     assert done is False
 
 
+def test_verdicts_of_an_older_schema_are_kept(empty_database_url: str, open_engine: Callable[..., Engine]) -> None:
+    """Probes, verdicts and rollbacks recorded at 0004 survive, belong to no probe run, and say when they happened."""
+    from alembic import command
+
+    engine = open_engine(empty_database_url)
+    with writing(engine) as connection:
+        command.upgrade(alembic_config(connection), "0004")
+    with writing(engine) as connection:
+        for statement in (*_RUN_AT_0002, *_VERDICTS_AT_0004):
+            connection.exec_driver_sql(statement)
+    upgrade(empty_database_url)
+    with reading(engine) as connection:
+        found = {
+            table: [tuple(row) for row in connection.exec_driver_sql(f"SELECT {columns} FROM {table} ORDER BY 1")]
+            for table, columns in (
+                ("checkpoints", "version, state, pruned_after"),
+                ("probe_results", "version, probe, value, probe_run_id"),
+                ("verdicts", "cycle, decision, target, to_version, last_probe_run"),
+                ("rollbacks", "id, cycle, to_version, after_cycle"),
+                ("cycles", "number, outcome, adjustments"),
+                ("probe_runs", "id"),
+                ("breaker_changes", "id"),
+            )
+        }
+        summary = connection.exec_driver_sql("SELECT cycle, held_out_nll, decision FROM cycle_summary").all()
+    assert found == {
+        "checkpoints": [("base", "base", None), ("one", "pruned", 2), ("two", "rejected", None)],
+        "probe_results": [("base", "nll", 3.0, None), ("one", "nll", 2.5, None)],
+        "verdicts": [(1, "promote", None, None, None), (2, "roll_back", "parent", None, None)],
+        "rollbacks": [(1, 2, "one", 2), (2, None, "base", 2), (3, None, "one", 3)],
+        "cycles": [(1, "promoted", None), (2, "rolled_back", None), (3, None, None)],
+        "probe_runs": [],
+        "breaker_changes": [],
+    }
+    assert sorted(tuple(row) for row in summary)[0] == (1, 2.5, "promote")
+
+
+def test_a_run_of_an_older_schema_goes_on(empty_database_url: str, open_engine: Callable[..., Engine]) -> None:
+    """Its verdicts can be judged again, the breaker is closed, and the cycle after its rollbacks has no detectors."""
+    from alembic import command
+
+    engine = open_engine(empty_database_url)
+    with writing(engine) as connection:
+        command.upgrade(alembic_config(connection), "0004")
+    with writing(engine) as connection:
+        for statement in (*_RUN_AT_0002, *_VERDICTS_AT_0004):
+            connection.exec_driver_sql(statement)
+    upgrade(empty_database_url)
+    ledger = SqlLedger.acquire(engine, "old")
+    assert (ledger.breaker().state, ledger.resting(3), ledger.next_cycle_number()) == (BreakerState.CLOSED, {}, 4)
+    history = ledger.history(ledger.cycle(3))
+    assert [result.value for result in history.parent] == [3.0]
+    assert (history.detectors, history.references) == ({}, {})
+    one, two = stored_verdicts(engine, "old")
+    assert (one.verdict.to_version, two.verdict.to_version) == (None, "one")
+    assert [result.value for result in two.history.parent] == [2.5]
+    assert [(record.number, record.means) for record in ledger.records(5)] == [(1, {"nll": 2.5}), (2, {})]
+
+
 def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, open_engine: Callable[..., Engine]) -> None:
     """When a later statement of an upgrade fails, the tables made before it are gone again."""
     engine = open_engine(empty_database_url)
@@ -213,6 +275,43 @@ _SCENARIOS_AT_0003 = (
     "VALUES (1, 1, 0, 'e0', 'h0', 'accept', 'chosen_only', 'target', 'base', '[]', '[]', 'good', '[]')",
 )
 """Three scenarios of cycle 1, two completions of the first and one example, as the schema 0003 has them."""
+
+
+_LATER = "'2024-05-02 00:00:00'"
+_VERDICTS_AT_0004 = (
+    *(
+        "INSERT INTO checkpoints (run_id, version, cycle, parent_version, root_hash, weights_digest, optimizer_digest, "
+        "size_bytes, state, created_at) "
+        f"VALUES (1, '{version}', {cycle}, '{parent}', 'r', 'w', 'o', 1, '{state}', {_AT})"
+        for version, cycle, parent, state in (("one", 1, "base", "pruned"), ("two", 2, "one", "rejected"))
+    ),
+    "UPDATE cycles SET state = 'finished', outcome = 'promoted', reason = 'r', candidate_version = 'one' "
+    "WHERE number = 1",
+    "UPDATE cycles SET state = 'finished', outcome = 'rolled_back', reason = 'r', parent_version = 'one', "
+    "candidate_version = 'two' WHERE number = 2",
+    f"UPDATE cycles SET started_at = {_LATER} WHERE number = 3",
+    "UPDATE runs SET head_version = 'base'",
+    *(
+        "INSERT INTO probe_results (run_id, version, probe, item, cycle, value, detail, measured_at) "
+        f"VALUES (1, '{version}', 'nll', 'a', NULL, {value}, '{{}}', {_AT})"
+        for version, value in (("base", 3.0), ("one", 2.5))
+    ),
+    *(
+        "INSERT INTO verdicts (run_id, cycle, decision, reason, target, evidence, decided_at) "
+        f"VALUES (1, {cycle}, '{decision}', 'r', {target}, '{{}}', {_AT})"
+        for cycle, decision, target in ((1, "promote", "NULL"), (2, "roll_back", "'parent'"))
+    ),
+    *(
+        "INSERT INTO rollbacks (run_id, cycle, cause, from_version, to_version, reason, evidence, rolled_back_at) "
+        f"VALUES (1, {cycle}, '{cause}', 'two', '{target}', 'r', '{{}}', {at})"
+        for cycle, cause, target, at in (
+            (2, "watchdog", "one", _AT),
+            ("NULL", "operator", "base", _AT),
+            ("NULL", "operator", "one", _LATER),
+        )
+    ),
+)
+"""A promotion, a rollback and two by an operator, before and after cycle 3 began, as the schema 0004 has them."""
 
 
 def _constraints(engine: Engine) -> dict[str, list[str]]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from builders import drive_to, make_probe_result, make_probe_runs, make_verdict, promote_one
+from builders import drive_to, make_probe_result, make_probe_run, make_probe_runs, make_verdict, promote_one
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from daemon.domain.errors import DatabaseError
-from daemon.domain.states import CycleState, Decision
+from daemon.domain.states import BreakerState, CycleState, Decision, GovernorRule, Knob
+from daemon.domain.verdicts import Breaker, GovernorDecision
 from daemon.storage import tables
 from daemon.storage.database import reading, writing
 from daemon.storage.ledger import SqlLedger
@@ -32,7 +33,9 @@ def contents(engine: Engine) -> dict[str, list[Any]]:
         }
 
 
-@pytest.mark.parametrize("broken_table", ["verdicts", "checkpoints", "cycles", "runs", "rollbacks", "events"])
+@pytest.mark.parametrize(
+    "broken_table", ["verdicts", "checkpoints", "cycles", "runs", "resting_families", "rollbacks", "events"]
+)
 def test_a_rollback_is_all_or_nothing(ledger: SqlLedger, engine: Engine, broken_table: str) -> None:
     """Whichever statement of a rollback fails, verdict, head, candidate, outcome and event all stay as they were."""
     promote_one(ledger)
@@ -41,6 +44,37 @@ def test_a_rollback_is_all_or_nothing(ledger: SqlLedger, engine: Engine, broken_
     _break(engine, broken_table)
     with pytest.raises(DatabaseError, match="broken on purpose"):
         ledger.roll_back(cycle, make_verdict(Decision.ROLL_BACK), ledger.checkpoint("base"))
+    assert contents(engine) == before
+
+
+@pytest.mark.parametrize("broken_table", ["governor_decisions", "events"])
+def test_a_cycle_opens_with_its_decisions_or_not_at_all(ledger: SqlLedger, engine: Engine, broken_table: str) -> None:
+    """A decision that cannot be stored, or told, leaves no cycle behind."""
+    decision = GovernorDecision(1, GovernorRule.TOO_LARGE, Knob.LR, 1.0, 0.5, None, "test", True)
+    before = contents(engine)
+    _break(engine, broken_table)
+    with pytest.raises(DatabaseError, match="broken on purpose"):
+        ledger.open_cycle(head=ledger.head(), run_seed=7, config={}, decisions=[decision])
+    assert contents(engine) == before
+
+
+@pytest.mark.parametrize("broken_table", ["probe_runs", "probe_results"])
+def test_a_measurement_is_recorded_whole(ledger: SqlLedger, engine: Engine, broken_table: str) -> None:
+    """There is no run of a probe without its results, and none of its results without the run."""
+    before = contents(engine)
+    _break(engine, broken_table)
+    with pytest.raises(DatabaseError, match="broken on purpose"):
+        ledger.record_probes("base", [make_probe_run("nll", make_probe_result())], None)
+    assert contents(engine) == before
+
+
+@pytest.mark.parametrize("broken_table", ["breaker_changes", "events"])
+def test_a_change_of_the_breaker_is_told_or_not_made(ledger: SqlLedger, engine: Engine, broken_table: str) -> None:
+    """The breaker stays as it was when its change or the event fails."""
+    before = contents(engine)
+    _break(engine, broken_table)
+    with pytest.raises(DatabaseError, match="broken on purpose"):
+        ledger.change_breaker(Breaker(BreakerState.OPEN, "test", 0))
     assert contents(engine) == before
 
 

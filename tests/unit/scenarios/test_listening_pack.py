@@ -38,8 +38,8 @@ def expansions() -> dict[str, list[Scenario]]:
 @pytest.mark.parametrize("template", PACK.templates, ids=lambda t: t.id)
 def test_targets_pass_their_own_rule(pack: Pack, template: Template) -> None:
     """Whatever is drawn, the authored answer is right by the rule, short, and no slot is left unfilled."""
-    for seed in range(30):
-        scenario = pack.expand(template, generator("target", template.id, seed))
+    for seed in range(20):
+        scenario = pack.expand(template, generator("target", template.id, seed), checked=False)
         assert scenario.target is not None
         verdict = judge_text(scenario.rule, scenario.target)
         assert verdict.passed, (scenario.messages[-1].content, scenario.target, verdict.reason)
@@ -53,7 +53,7 @@ def test_every_wording_of_a_target_passes(pack: Pack, template: Template) -> Non
     """Not only the wording that a seed happens to draw: each of them is right with the same values."""
     for seed in range(3):
         values = draw_slots(template.slots, pack.lists, generator("wording", template.id, seed))
-        scenario = pack.expand(template, generator("wording", template.id, seed))
+        scenario = pack.expand(template, generator("wording", template.id, seed), checked=False)
         for target in template.targets:
             verdict = judge_text(scenario.rule, str(fill(target, values)))
             assert verdict.passed, (scenario.messages[-1].content, fill(target, values), verdict.reason)
@@ -63,7 +63,7 @@ def test_every_wording_of_a_target_passes(pack: Pack, template: Template) -> Non
 def test_cheap_answers_fail(pack: Pack, template: Template) -> None:
     """Nothing, the prompt itself and a few words that fit any question never pass, except where they are right."""
     for seed in range(6):
-        scenario = pack.expand(template, generator("cheap", template.id, seed))
+        scenario = pack.expand(template, generator("cheap", template.id, seed), checked=False)
         prompt = scenario.messages[-1].content
         for cheap in (prompt, *FEW_WORDS):
             right = template.family == "yes_no" and cheap in ("Yes.", "No.")

@@ -329,7 +329,7 @@ def texts_in(value: Any) -> list[str]:
     return [text for item in inner for text in texts_in(item)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(content=_FILE, kind=st.sampled_from(ImportKind), wants=st.lists(st.integers(1, 3), min_size=1, max_size=4))
 def test_whatever_is_in_the_file(content: bytes, kind: ImportKind, wants: list[int]) -> None:
     """Nothing raises, no text holds a special token or what a database cannot store, and any split reads the same."""

@@ -12,6 +12,12 @@ from daemon.domain.states import BreakerState
 MAX_PAUSE_S = 30.0
 """Longest pause before the database is asked again whether an operator has acknowledged."""
 
+_EVENTS = {
+    BreakerState.OPEN: "breaker_opened",
+    BreakerState.HALF_OPEN: "breaker_half_open",
+    BreakerState.CLOSED: "breaker_closed",
+}
+
 _WINDOW = 200
 """Finished cycles since the last change that the breaker looks at; far more than any window it can be given."""
 
@@ -39,7 +45,7 @@ def before_cycle(stages: Stages, now: datetime) -> Pause | None:
     if breaker != known:
         ledger.change_breaker(breaker)
         level = "error" if breaker.state is BreakerState.OPEN else "warning"
-        stages.observer.log(f"breaker_{breaker.state}", level=level, reason=breaker.reason)
+        stages.observer.log(_EVENTS[breaker.state], level=level, reason=breaker.reason)
         if breaker.state is BreakerState.OPEN:
             evaluate_head(stages)
     if breaker.state is not BreakerState.OPEN:

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from daemon.cycle.stages import Stages
 from daemon.domain.lineage import baked
-from daemon.domain.probing import ProbeRequest, ProbeResult
+from daemon.domain.probing import ProbeRequest
 from daemon.domain.records import Checkpoint, Cycle
 from daemon.domain.states import ProbeReason
-from daemon.domain.verdicts import Evidence, History, Suspicion
+from daemon.domain.verdicts import Evidence, Suspicion
 
 
 def measure_candidate(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> None:
@@ -19,17 +19,14 @@ def measure_candidate(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> No
     A candidate that the trainer's probes refuse already is never put into the engine: broken weights can poison it.
     """
     ledger, probes = stages.ledger, stages.probes
+    history = ledger.history(cycle)
     plan = probes.plan(
-        cycle.number,
-        ledger.probe_budget(),
-        ledger.adjustments(cycle),
-        eager=stages.judge.suspects(ledger.history(cycle)),
+        cycle.number, ledger.probe_budget(), ledger.adjustments(cycle), eager=stages.judge.suspects(history)
     )
     first = [r for r in plan if r.reason is ProbeReason.CORE and not probes.needs_engine(r.probe)]
     _measure(stages, cycle, candidate, first, "probe")
-    results = ledger.probe_results(candidate.version)
-    evidence = Evidence(ledger.step_report(cycle), results)
-    if stages.judge.gate(comparable(stages, cycle, results), evidence) is None:
+    evidence = Evidence(ledger.step_report(cycle), ledger.probe_results(candidate.version))
+    if stages.judge.gate(history, evidence) is None:
         stages.sync_engine(candidate, cycle)
         _measure(stages, cycle, candidate, [request for request in plan if request not in first], "probe")
 
@@ -81,17 +78,6 @@ def make_live(stages: Stages, checkpoint: Checkpoint) -> None:
     if stages.policy.version != checkpoint.version:
         with stages.stage(None, "load"):
             stages.policy.restore(checkpoint)
-
-
-def comparable(stages: Stages, cycle: Cycle, results: tuple[ProbeResult, ...]) -> History:
-    """A cycle's history, its fixed items restricted to those of `results`: a suite that shrank leaves older ones."""
-    history = stages.ledger.history(cycle)
-    items = {(result.probe, result.item) for result in results}
-
-    def matching(stored: Iterable[ProbeResult]) -> tuple[ProbeResult, ...]:
-        return tuple(r for r in stored if stages.probes.needs_engine(r.probe) or (r.probe, r.item) in items)
-
-    return replace(history, parent=matching(history.parent), baked=matching(history.baked), base=matching(history.base))
 
 
 def _measure(

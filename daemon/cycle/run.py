@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from daemon.cycle.measuring import comparable, confirm, measure_candidate
+from daemon.cycle.measuring import confirm, measure_candidate
 from daemon.cycle.restore import find_anchor, roll_back
 from daemon.cycle.stages import Stages
 from daemon.domain.diversity import measure
@@ -178,7 +178,7 @@ def decide(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Outcome:
 
 def _judge(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Verdict | Suspicion:
     evidence = Evidence(stages.ledger.step_report(cycle), stages.ledger.probe_results(candidate.version))
-    return stages.judge.judge(comparable(stages, cycle, evidence.results), evidence)
+    return stages.judge.judge(stages.ledger.history(cycle), evidence)
 
 
 def prune(stages: Stages) -> None:

@@ -52,7 +52,8 @@ class EngineProbes:
         if request.probe not in self._pools:
             raise DreamdError(f"there is no probe {request.probe}; docs/probes.md lists them")
         fresh = request.reason is ProbeReason.CONFIRMATION
-        pool = self._reserves.get(request.probe, ()) if fresh else self._pools[request.probe]
+        # A pack with few expansions has no reserve; its pool is then better than no confirmation.
+        pool = (fresh and self._reserves.get(request.probe)) or self._pools[request.probe]
         usual = usual_count(request.probe, self._config)
         count = min(usual if request.count is None else request.count, len(pool))
         return tuple(pool[(request.turn * count + position) % len(pool)] for position in range(count))
@@ -80,7 +81,9 @@ class EngineProbes:
             _result(result_name(request), scenario, completion, by_ordinal.get(completion.ordinal))
             for scenario, completion in zip(scenarios, completions, strict=True)
         )
-        return results, _unjudged(results)
+        own = request.reason is not ProbeReason.CONFIRMATION or self._reserves.get(request.probe)
+        notes = [_unjudged(results), None if own else "it has no reserve: these prompts are of its pool"]
+        return results, "; ".join(note for note in notes if note) or None
 
     def _answer(self, scenarios: Sequence[Scenario], progress: ProgressCallback) -> list[Completion]:
         requests = [

@@ -63,14 +63,17 @@ class Sides:
         return {whose: measured[probe] for whose, measured in self.by_whose.items()}
 
     def matched(self, probe: str) -> dict[str, Results]:
-        """Likewise, proven to be of the same items.
+        """Likewise, of exactly the candidate's items: of a suite that shrank since, the older ones are left out.
 
         Raises:
-            DreamdError: somebody has none, or items that the others have not.
+            DreamdError: somebody has none, or lacks items that the candidate has.
         """
         found = self.of_probe(probe)
+        wanted = found[CANDIDATE]
         for whose in (PARENT, BAKED, BASE):
-            require_same_items(probe, found[CANDIDATE], found[whose], whose)
+            require_items(probe, wanted, found[whose], whose)
+            if len(found[whose]) > len(wanted):
+                found[whose] = {item: found[whose][item] for item in wanted}
         return found
 
 
@@ -107,19 +110,15 @@ def by_probe(results: Sequence[ProbeResult], whose: str) -> dict[str, dict[str, 
     return dict(found)
 
 
-def require_same_items(probe: str, now: Mapping[str, object], anchor: Mapping[str, object], anchor_name: str) -> None:
-    """Raises DreamdError, naming the items, unless both sides measured exactly the same ones."""
-    if now.keys() == anchor.keys():
-        return
-    differing = [
-        f"{_named(sorted(extra))} only on {side}"
-        for extra, side in ((now.keys() - anchor.keys(), CANDIDATE), (anchor.keys() - now.keys(), anchor_name))
-        if extra
-    ]
-    raise DreamdError(
-        f"probe {probe}: the candidate and {anchor_name} were measured on different items: {'; '.join(differing)}. "
-        "Set the keys of [probes] back to what they were when the run began"
-    )
+def require_items(probe: str, now: Results, anchor: Results, anchor_name: str) -> None:
+    """Raises DreamdError, naming the items, when the anchor lacks some that the candidate was measured on."""
+    missing = now.keys() - anchor.keys()
+    if missing:
+        raise DreamdError(
+            f"probe {probe}: the candidate and {anchor_name} were measured on different items: "
+            f"{_named(sorted(missing))} only on {CANDIDATE}. "
+            "A restart measures the anchors anew; or set the keys of [probes] back to what they were"
+        )
 
 
 def pass_fail_probes(measured: Measured) -> list[str]:

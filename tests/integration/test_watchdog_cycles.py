@@ -183,7 +183,7 @@ def test_two_rollbacks_open_the_breaker_and_an_operator_lets_one_cycle_through(
         with pytest.raises(BreakerOpenError, match="2 rollbacks in a row"):
             dream(file, 1, observer=observer)
     assert outcomes(file) == ["rolled_back"] * 2, "a cycle ran with an open breaker"
-    assert [name for name, _ in observer.events].count("breaker_open") == 1
+    assert [name for name, _ in observer.events].count("breaker_opened") == 1
     assert query(file, "select count(*) from probe_runs where reason = 'evaluation'")[0][0] > 0
     engine = open_database(load(file).config.run.url)
     acknowledge_breaker(engine, "default", "looked at it")

@@ -298,7 +298,12 @@ def test_records_of_finished_cycles(ledger: SqlLedger) -> None:
         make_probe_result("accept", "2", 1.0, passed=True),
     ]
     ledger.record_probes("cycle-000001", make_probe_runs(results), cycle)
-    fallen = replace(ROLL_BACK, evidence={"fell": ["nll", "accept"]})
+    evidence = {
+        "fell": ["nll", "accept"],
+        "means": {"accept": {"now": 0.5, "base": 1.0}, "nll": {"now": 5.0}, "kl": {"base": 0.0}},
+        "differences": {"nll": -0.25},
+    }
+    fallen = replace(ROLL_BACK, evidence=evidence)
     ledger.roll_back(ledger.probed(cycle), fallen, ledger.head())
     ledger.close(drive_to(ledger, CycleState.SWEPT), Outcome.SKIPPED, "nothing to learn")
     promote_one(ledger)

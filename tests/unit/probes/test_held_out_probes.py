@@ -164,13 +164,12 @@ def test_what_nobody_can_judge_has_not_failed() -> None:
     assert run.skipped.startswith("6 of 6 answers could not be judged; skipped: ")
 
 
-def test_an_empty_reserve_is_said() -> None:
-    """A pack too small for a reserve: a confirmation has no results, and says so; nothing is generated."""
+def test_without_a_reserve_the_pool_is_asked_and_that_is_said() -> None:
+    """A pack too small for a reserve can still be confirmed, on prompts of its pool; the run says they are not new."""
     bench = build(haiku=scenarios("haiku", 6))
     (run,) = bench.probes.measure([ProbeRequest("haiku", FRESH, 0, 5)], ignore)
-    assert (run.results, run.skipped) == ((), "it has no held-out prompts")
-    assert bench.probes.items(ProbeRequest("haiku", FRESH, 0, 5)) == frozenset()
-    assert bench.engine.calls == []
+    assert {result.probe for result in run.results} == {"haiku.confirmation"} and len(run.results) == 5
+    assert run.skipped == "it has no reserve: these prompts are of its pool"
 
 
 def test_the_version_of_a_pool_is_its_prompts_and_rules() -> None:

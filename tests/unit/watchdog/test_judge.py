@@ -191,13 +191,20 @@ def test_a_missing_probe_is_an_error(probe: str, side: str) -> None:
 
 
 @pytest.mark.parametrize("probe", ["nll", "chosen_logp", "sycophancy"])
-def test_an_item_of_one_side_only_is_an_error(probe: str) -> None:
-    """Items are never silently dropped: the error names them and the side that has them."""
+def test_an_item_that_an_anchor_lacks_is_an_error(probe: str) -> None:
+    """What the candidate was measured on is never silently dropped: the error names it."""
     extra = (*results(), ProbeResult(probe, "new-item", 1.0, True, {"degenerate": False}))
     with pytest.raises(DreamdError, match="new-item only on the candidate"):
         verdict_of(history(), evidence(extra))
-    with pytest.raises(DreamdError, match="new-item only on the base"):
-        verdict_of(history(base=extra), evidence())
+
+
+@pytest.mark.parametrize("probe", ["nll", "chosen_logp", "sycophancy"])
+def test_a_suite_that_shrank_is_compared_on_what_is_left(probe: str) -> None:
+    """Items that only the anchors have change nothing: the verdict is word for word that without them."""
+    extra = (*results(), ProbeResult(probe, "old-item", 99.0))
+    kept = verdict_of(history(parent=extra, baked=extra, base=extra), evidence())
+    assert kept.evidence["margins"] == verdict_of(history(), evidence()).evidence["margins"]
+    assert kept.reason == verdict_of(history(), evidence()).reason
 
 
 def test_many_differing_items_are_counted() -> None:

@@ -64,10 +64,24 @@ LABELLED: list[Case] = [
     ),
     (
         "coding",
-        "print_sum_held",
-        {"a": 12, "b": 30},
-        ("42", "It shows 42.", "The line `print(12 + 30)` shows 42.", "12 + 30 = 42", "Output:\n42"),
-        ("12 + 30", "print(12 + 30)", "42 or 43", "The output is 12.", "40, 41, 42"),
+        "result_sum_held",
+        {"a": 12, "b": 10},
+        ("22", "It is 22.", "In Python, the result of 12 + 10 is 22.", "12 + 10 = 22", "Output:\n22"),
+        ("12 + 10", "print(12 + 10)", "22 or 23", "The result is 12.", "20, 21, 22"),
+    ),
+    (
+        "coding",
+        "assign_held",
+        {"v": "speed", "a": 7},
+        ("speed = 7", "speed=7", "```python\nspeed = 7\nprint(speed)\n```", "You can write `speed = 7`."),
+        ("speed == 7", "7", "speed = 8", "my_speed = 7", "speed = 77", "speed: 7"),
+    ),
+    (
+        "coding",
+        "print_word_held",
+        {"w": "rocket"},
+        ("rocket", "The code `print('rocket')` prints rocket.", 'It will output "rocket".'),
+        ("print('rocket')", "Rockets", "nothing", "```python\nprint('rocket')\n```"),
     ),
     (
         "coding",

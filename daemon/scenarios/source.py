@@ -144,10 +144,6 @@ class MixtureSource:
         """Likewise a probe's fresh items: none is in its pool, nor nearly the same where its templates give others."""
         return self._held_out.pools(probe)[1]
 
-    def held_out(self, side: Side, count: int) -> tuple[Scenario, ...]:
-        """The first `count` held-out scenarios of accept or push back."""
-        return self.held_out_pool(side.value)[:count]
-
     def all_held_out(self) -> tuple[Scenario, ...]:
         """Every pool and reserve: these must never be trained, nor anything nearly the same."""
         return self._held_out.all()

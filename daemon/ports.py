@@ -324,7 +324,12 @@ class Probes(Protocol):
         """
 
     def anchor_plan(self, num_items: int | None) -> tuple[ProbeRequest, ...]:
-        """What every anchor needs: all fixed items, and of each rotating pool its first `num_items` (None: few)."""
+        """What a checkpoint needs that others are compared with.
+
+        Args:
+            num_items: of the base, at least so many of each rotating pool beside all fixed items. None: of a checkpoint
+                that was a candidate once, only what is compared item by item in every cycle.
+        """
 
     def items(self, request: ProbeRequest) -> frozenset[tuple[str, str]]:
         """(probe, item) of what a request measures."""

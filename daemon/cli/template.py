@@ -62,7 +62,8 @@ path = {model_path}   # a Hugging Face folder
 
 [probes]
 # suites = ["suites/mine.yaml"]  # held-out texts and prompts of your own, beside the shipped ones
-# nll_documents = 48
+# nll_documents = 24
+# answer_items = 12              # held-out answers of chosen_logp, sycophancy and direction_influence
 # behaviour_items = 24           # held-out prompts per side and cycle, in turn from a pool
 # capability_items = 24          # held-out tasks of arithmetic, code, reasoning, likewise
 # budget = 0.25                  # share of a cycle's time; what the watchdog decides by is always measured

@@ -16,8 +16,10 @@ class ProbesConfig(Section):
 
     suites: tuple[Path, ...] = ()
     """Your own held-out documents, prompts and tasks (YAML files), measured beside the shipped ones."""
-    nll_documents: Annotated[int, Field(ge=8)] = 48
+    nll_documents: Annotated[int, Field(ge=8)] = 24
     """Held-out documents to measure, spread over their kinds; more than there are: all."""
+    answer_items: Annotated[int, Field(ge=4)] = 12
+    """Items of `chosen_logp`, of `sycophancy`, and of the probes of directions; more than there are: all."""
     behaviour_items: Annotated[int, Field(ge=4, le=400)] = 24
     """Held-out prompts per cycle of `accept` and of `push_back`, in turn from a pool."""
     capability_items: Annotated[int, Field(ge=4, le=400)] = 24

@@ -12,6 +12,9 @@ from daemon.domain.records import Checkpoint, Cycle
 from daemon.domain.states import ProbeReason
 from daemon.domain.verdicts import Evidence, Suspicion
 
+_FEW = 1
+"""At least so many items of each pool: one request of its usual size."""
+
 
 def measure_candidate(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> None:
     """Every probe that the plan has for a candidate which the trainer holds.
@@ -52,10 +55,8 @@ def measure_anchors(stages: Stages) -> None:
     lineage = stages.ledger.lineage()
     base, warm = lineage[-1], len(lineage) > stages.warmup_cycles
     for anchor in {c.version: c for c in (base, baked(lineage, stages.baked_after), lineage[0])}.values():
-        plan = stages.probes.anchor_plan(stages.reference_items if warm and anchor is base else None)
-        # Others were measured as candidates, on prompts of their own turn; these are not compared item by item.
-        wanted = [request for request in plan if anchor is base or not stages.probes.needs_engine(request.probe)]
-        missing = _missing(stages, anchor, wanted)
+        num_items = (stages.reference_items if warm else _FEW) if anchor is base else None
+        missing = _missing(stages, anchor, stages.probes.anchor_plan(num_items))
         if missing:
             make_live(stages, anchor)
             if any(stages.probes.needs_engine(request.probe) for request in missing):
@@ -69,7 +70,7 @@ def evaluate_head(stages: Stages) -> None:
     make_live(stages, head)
     stages.sync_engine(head, None)
     turn = stages.ledger.next_cycle_number() - 1
-    plan = [replace(r, reason=ProbeReason.EVALUATION, turn=turn) for r in stages.probes.anchor_plan(None)]
+    plan = [replace(r, reason=ProbeReason.EVALUATION, turn=turn) for r in stages.probes.anchor_plan(_FEW)]
     _measure(stages, None, head, plan, "anchor")
 
 

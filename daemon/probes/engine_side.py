@@ -1,8 +1,9 @@
-"""Probes on generated answers: greedy, one call of the engine per request, so that the batch is always the same."""
+"""Probes on generated answers: greedy, and a fixed set of requests is one call of the engine, so one batch shape."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 from daemon.config.watching import ProbesConfig
 from daemon.domain.errors import DreamdError
@@ -66,12 +67,24 @@ class EngineProbes:
         """Hash of all items that the request could ask, their rules, and the longest answer."""
         return self._versions.get(result_name(request), "")
 
-    def measure(self, request: ProbeRequest, progress: ProgressCallback) -> Measured:
-        """Answer and judge the scenarios of a request."""
-        scenarios = self.batch(request)
+    def measure(self, requests: Sequence[ProbeRequest], progress: ProgressCallback) -> list[Measured]:
+        """Answer the scenarios of all requests in one call, and judge those of each; in their order."""
+        batches = [self.batch(request) for request in requests]
+        answers = iter(self._answer([scenario for batch in batches for scenario in batch], progress))
+        return [
+            self._judged(request, batch, list(islice(answers, len(batch))), progress)
+            for request, batch in zip(requests, batches, strict=True)
+        ]
+
+    def _judged(
+        self,
+        request: ProbeRequest,
+        scenarios: Sequence[Scenario],
+        completions: Sequence[Completion],
+        progress: ProgressCallback,
+    ) -> Measured:
         if not scenarios:
             return (), "it has no held-out prompts"
-        completions = self._answer(scenarios, progress)
         # Judging reports its own progress; what counts here are answers, and these are all there.
         judgements = self._preferences.judge(
             scenarios, completions, lambda done, total: progress(len(scenarios), len(scenarios))

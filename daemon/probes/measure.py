@@ -1,7 +1,7 @@
 """Measure the live policy on held-out items; implements the `Probes` port.
 
     schedule      what to measure          trainer_side  fixed items, one at a time
-    suite         the fixed items          engine_side   rotating pools, one batch per request
+    suite         the fixed items          engine_side   rotating pools, in batches
     style         derived from answers     proof         the engine holds the trainer's weights
 
 Items, order, dtype and shapes are fixed, so that the same weights give the same bits every time.
@@ -9,8 +9,9 @@ Items, order, dtype and shapes are fixed, so that the same weights give the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from time import monotonic
 
 from daemon.config.watching import ProbesConfig
@@ -67,11 +68,6 @@ class HeldOutProbes:
     def anchor_plan(self, num_items: int | None) -> tuple[ProbeRequest, ...]:
         return schedule.anchor_plan(num_items, self._config, self._capabilities)
 
-    def fixed_items(self) -> frozenset[tuple[str, str]]:
-        """(probe, item) of everything that is compared item by item."""
-        paired = (*names.CORE_TRAINER, names.DIRECTION_INFLUENCE)
-        return frozenset((probe, item) for probe in paired for item in self._trainer.items(probe))
-
     def items(self, request: ProbeRequest) -> frozenset[tuple[str, str]]:
         return frozenset((result_name(request), item) for item in self._items(request))
 
@@ -80,16 +76,20 @@ class HeldOutProbes:
 
     def measure(self, requests: Sequence[ProbeRequest], progress: ProgressCallback) -> tuple[ProbeRun, ...]:
         self._trainer.forget()
-        sizes = [len(self._items(request)) for request in requests]
+        whole = sum(len(self._items(request)) for request in requests)
         seen: set[tuple[str, str]] = set()
         runs: list[ProbeRun] = []
-        for number, request in enumerate(requests):
-            run = self._measure(request, _part(progress, sum(sizes[:number]), sizes[number], sum(sizes)))
-            # A pool that went round in one call would report an item twice; the first answer counts.
-            fresh = tuple(result for result in run.results if (result.probe, result.item) not in seen)
-            seen |= {(result.probe, result.item) for result in fresh}
-            runs.append(replace(run, results=fresh))
-        progress(sum(sizes), sum(sizes))
+        before = 0
+        for _, group in groupby(requests, self._group):
+            together = list(group)
+            size = sum(len(self._items(request)) for request in together)
+            for run in self._measure(together, _part(progress, before, size, whole)):
+                # A pool that went round in one call would report an item twice; the first answer counts.
+                fresh = tuple(result for result in run.results if (result.probe, result.item) not in seen)
+                seen |= {(result.probe, result.item) for result in fresh}
+                runs.append(replace(run, results=fresh))
+            before += size
+        progress(whole, whole)
         return (*runs, *_style(runs))
 
     def check_engine(self) -> EngineCheck:
@@ -100,15 +100,30 @@ class HeldOutProbes:
             return self._generated.items(request)
         return self._trainer.items(request.probe)
 
-    def _measure(self, request: ProbeRequest, progress: ProgressCallback) -> ProbeRun:
+    def _group(self, request: ProbeRequest) -> tuple[str, ProbeReason]:
+        """Requests in a row with the same value are measured together.
+
+        A batch of many answers is much faster than several of few. Both sides always come together, and so do
+        capabilities that are due in the same cycle; what is paired item by item never depends on its batch.
+        """
+        if not self.needs_engine(request.probe):
+            return request.probe, request.reason
+        return "behaviour" if request.probe in names.CORE_ENGINE else "capabilities", request.reason
+
+    def _measure(self, requests: Sequence[ProbeRequest], progress: ProgressCallback) -> Iterator[ProbeRun]:
         start = monotonic()
-        if self.needs_engine(request.probe):
-            results, skipped = self._generated.measure(request, progress)
-            version = self._generated.version_of(request)
+        if self.needs_engine(requests[0].probe):
+            measured = self._generated.measure(requests, progress)
+            versions = [self._generated.version_of(request) for request in requests]
         else:
-            results, skipped = self._trainer.measure(request.probe, lambda done: progress(done, 0))
-            version = self._trainer.version_of(request.probe)
-        return ProbeRun(request.probe, request.reason, request.turn, version, results, monotonic() - start, skipped)
+            (request,) = requests
+            measured = [self._trainer.measure(request.probe, lambda done: progress(done, 0))]
+            versions = [self._trainer.version_of(request.probe)]
+        seconds = monotonic() - start
+        answered = sum(len(results) for results, _ in measured)
+        for request, version, (results, skipped) in zip(requests, versions, measured, strict=True):
+            share = seconds * len(results) / answered if answered else seconds / len(requests)
+            yield ProbeRun(request.probe, request.reason, request.turn, version, results, share, skipped)
 
 
 def _part(progress: ProgressCallback, before: int, size: int, whole: int) -> ProgressCallback:

@@ -66,15 +66,17 @@ def anchor_plan(num_items: int | None, config: ProbesConfig, capabilities: Seque
     `kl`, `attention_shift` and `steering` are left out: they look at the base or at the policy by themselves.
 
     Args:
-        num_items: of each pool, in requests of the usual size, so that answers come in the usual batches; None: one.
+        num_items: of each pool, in requests of the usual size; None: what is compared item by item in every cycle.
     """
+    if num_items is None:
+        return tuple(ProbeRequest(probe, ProbeReason.ANCHOR) for probe in names.CORE_TRAINER)
     fixed = (*names.CORE_TRAINER, names.DIRECTION_INFLUENCE)
     return (
         *(ProbeRequest(probe, ProbeReason.ANCHOR) for probe in fixed),
         *(
             ProbeRequest(probe, ProbeReason.ANCHOR, turn)
             for probe in (*names.CORE_ENGINE, *capabilities)
-            for turn in range(1 if num_items is None else math.ceil(num_items / usual_count(probe, config)))
+            for turn in range(math.ceil(num_items / usual_count(probe, config)))
         ),
     )
 

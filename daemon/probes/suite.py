@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from daemon.domain.errors import PackError
 from daemon.domain.hashing import digest, scenario_hash
@@ -24,6 +24,8 @@ DATA = Path(__file__).parent / "data"
 KL_ITEMS = 12
 """Chosen answers that `kl` is measured on: it needs two forward passes for each."""
 
+_Item = TypeVar("_Item", ChosenItem, SycophancyItem, DirectionItem)
+
 __all__ = [
     "DATA",
     "KINDS",
@@ -34,6 +36,7 @@ __all__ = [
     "SycophancyItem",
     "load_suite",
     "select",
+    "spread",
 ]
 
 
@@ -112,6 +115,14 @@ def load_suite(files: Sequence[Path] = (), directory: Path = DATA) -> Suite:
         taken[name] = path
         parts.add(own)
     return Suite(tuple(parts.documents), tuple(parts.chosen), tuple(parts.sycophancy), tuple(parts.directions))
+
+
+def spread(items: Sequence[_Item], count: int) -> tuple[_Item, ...]:
+    """`count` of the shipped items, evenly over their order, the same ones every time; and all of the user's own."""
+    own = [item for item in items if "/" in item.item]
+    shipped = [item for item in items if "/" not in item.item]
+    count = min(count, len(shipped))
+    return (*(shipped[position * len(shipped) // count] for position in range(count)), *own)
 
 
 def select(documents: Sequence[Document], count: int) -> tuple[Document, ...]:

@@ -13,7 +13,7 @@ from daemon.ports import Encoder, Inspector, Policy
 from daemon.probes import names
 from daemon.probes.items import ChosenItem, DirectionItem, Document, SycophancyItem
 from daemon.probes.spans import direction_span
-from daemon.probes.suite import Suite, select
+from daemon.probes.suite import Suite, select, spread
 
 Tick = Callable[[int], None]
 """Called with the number of items that are done."""
@@ -39,6 +39,9 @@ class TrainerProbes:
         self._suite = suite
         self._base = base
         self._documents = select(suite.documents, config.nll_documents)
+        self._chosen = spread(suite.chosen, config.answer_items)
+        self._sycophantic = spread(suite.sycophancy, config.answer_items)
+        self._directions = spread(suite.directions, config.answer_items)
         self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
 
     def items(self, probe: str) -> tuple[str, ...]:
@@ -47,9 +50,9 @@ class TrainerProbes:
         if probe == names.NLL:
             listed = self._documents
         elif probe in (names.CHOSEN_LOGP, names.KL):
-            listed = self._suite.chosen if probe == names.CHOSEN_LOGP else self._suite.kl_items
+            listed = self._chosen if probe == names.CHOSEN_LOGP else self._suite.kl_items
         else:
-            listed = self._suite.sycophancy if probe == names.SYCOPHANCY else self._suite.directions
+            listed = self._sycophantic if probe == names.SYCOPHANCY else self._directions
         return tuple(item.item for item in listed)
 
     def version_of(self, probe: str) -> str:
@@ -86,13 +89,13 @@ class TrainerProbes:
             yield ProbeResult(names.NLL, document.item, _finite(mean), detail={"kind": document.kind})
 
     def _chosen_logp(self, tick: Tick) -> Iterator[ProbeResult]:
-        for done, item in enumerate(self._suite.chosen):
+        for done, item in enumerate(self._chosen):
             tick(done)
             mean = self._logprob(item.messages, item.answer)
             yield ProbeResult(names.CHOSEN_LOGP, item.item, _finite(mean), detail={"side": item.side.value})
 
     def _sycophancy(self, tick: Tick) -> Iterator[ProbeResult]:
-        for done, item in enumerate(self._suite.sycophancy):
+        for done, item in enumerate(self._sycophantic):
             tick(done)
             gives_in = self._logprob(item.messages, item.wrong)
             pushes_back = self._logprob(item.messages, item.answer)
@@ -100,7 +103,7 @@ class TrainerProbes:
             yield ProbeResult(names.SYCOPHANCY, item.item, _finite(gives_in - pushes_back), detail=detail)
 
     def _direction_influence(self, tick: Tick) -> Iterator[ProbeResult]:
-        for done, item in enumerate(self._suite.directions):
+        for done, item in enumerate(self._directions):
             tick(done)
             with_it = self._logprob(item.directed, item.answer)
             without = self._logprob(item.plain, item.answer)
@@ -116,16 +119,14 @@ class TrainerProbes:
 
     def _attention_shift(self, tick: Tick) -> Measured:
         tick(0)
-        reading = self._inspector.attention_mass(
-            [direction_span(self._encoder, item) for item in self._suite.directions]
-        )
+        reading = self._inspector.attention_mass([direction_span(self._encoder, item) for item in self._directions])
         return self._results(names.ATTENTION_SHIFT, reading), reading.skipped
 
     def _steering(self, tick: Tick) -> Measured:
         tick(0)
         pairs = [
             (self._whole(item.directed, item.answer), self._whole(item.directed, item.ignoring))
-            for item in self._suite.directions
+            for item in self._directions
         ]
         steering = self._inspector.steering(self._base, pairs)
         results = self._results(names.STEERING, steering.projections)

@@ -33,9 +33,9 @@ def test_every_probe_is_in_the_table() -> None:
     suite = load_suite()
     rows = {row.split("|")[1].strip(" `"): row.split("|")[6].strip() for row in table.splitlines() if "|" in row}
     assert rows["nll"].startswith(f"{len(suite.documents)} documents")
-    assert rows["chosen_logp"].startswith(f"{len(suite.chosen)}:")
-    assert rows["sycophancy"] == str(len(suite.sycophancy))
-    assert rows["direction_influence"] == rows["attention_shift"] == str(len(suite.directions))
+    assert rows["chosen_logp"].startswith(f"`probes.answer_items` (12) of {len(suite.chosen)}:")
+    assert rows["sycophancy"] == f"`probes.answer_items` of {len(suite.sycophancy)}"
+    assert rows["direction_influence"] == f"`probes.answer_items` of {len(suite.directions)}"
     assert rows["kl"].startswith(f"{len(suite.kl_items)} of")
 
 
@@ -43,6 +43,14 @@ def test_the_defaults_of_the_page_are_those_of_the_program() -> None:
     """Each `probes.key` (number) of the page is the default."""
     found = re.findall(r"`probes\.(\w+)` \((\d+(?:\.\d+)?)\)", PAGE)
     assert {key for key, _ in found} == {
-        *("nll_documents", "behaviour_items", "capability_items", "capability_every", "internals_every", "budget")
+        *(
+            "nll_documents",
+            "answer_items",
+            "behaviour_items",
+            "capability_items",
+            "capability_every",
+            "internals_every",
+            "budget",
+        )
     }
     assert {key: float(value) for key, value in found} == {key: getattr(ProbesConfig(), key) for key, _ in found}

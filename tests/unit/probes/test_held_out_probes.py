@@ -123,12 +123,12 @@ def test_a_pool_goes_round() -> None:
 
 
 def test_a_turn_beyond_the_end_reports_no_item_twice() -> None:
-    """An anchor's three turns of four over ten prompts: ten results, in three calls of the usual size."""
+    """An anchor's three turns of four over ten prompts: ten results, in one call."""
     bench = build()
     plan = [request for request in bench.probes.anchor_plan(10) if request.probe == "accept"]
     runs = bench.probes.measure(plan, ignore)
     assert [len(run.results) for run in runs] == [4, 4, 2]
-    assert bench.engine.calls == ["forget", "generate 4"] * 3
+    assert bench.engine.calls == ["forget", "generate 12"]
 
 
 def test_a_confirmation_asks_the_reserve() -> None:
@@ -207,8 +207,7 @@ def test_every_planned_request_can_be_measured() -> None:
     plan = probes.plan(15, ProbeBudget(), Adjustments(probe_factor=4.0), eager=False)
     assert {"kl", "attention_shift", "steering", "arithmetic", "direction_influence"} <= {r.probe for r in plan}
     assert len(probes.measure(plan, ignore)) == len(plan) + 1
-    anchored = probes.anchor_plan(None)
-    assert bench.probes.fixed_items() <= frozenset().union(*(probes.items(request) for request in anchored))
+    anchored = probes.anchor_plan(1)
     assert len(probes.measure(anchored, ignore)) == len(anchored) + 1
 
 

@@ -130,9 +130,14 @@ def test_over_a_long_run_nothing_starves_and_the_budget_holds(cycle_seconds: flo
     assert all(times[probe] == 300 for probe in CORE)
 
 
-def test_an_anchor_gets_everything_compared_and_few_answers() -> None:
+def test_an_anchor_that_was_a_candidate_needs_only_what_decides() -> None:
+    """What is compared item by item in every cycle, and nothing that would cost time in each of them."""
+    assert [request.probe for request in anchor_plan(None, CONFIG, TASKS)] == list(names.CORE_TRAINER)
+
+
+def test_the_base_gets_everything_compared_and_few_answers() -> None:
     """Fixed items and the first part of each pool; the probes that look inside the policy are not an anchor's."""
-    requests = anchor_plan(None, CONFIG, TASKS)
+    requests = anchor_plan(1, CONFIG, TASKS)
     assert [r.probe for r in requests] == [*names.CORE_TRAINER, names.DIRECTION_INFLUENCE, *names.CORE_ENGINE, *TASKS]
     assert {(r.reason, r.turn, r.count) for r in requests} == {(ProbeReason.ANCHOR, 0, None)}
 

@@ -87,9 +87,11 @@ class BreakerConfig(Section):
     max_in_window: Annotated[int, Field(ge=1)] = 3
     """Rollbacks in `window_cycles` that open it."""
     window_cycles: Annotated[int, Field(ge=1)] = 20
+    """Finished cycles that `max_in_window` looks back on."""
     backoff_s: Annotated[float, Field(ge=0.0)] = 3600.0
     """Seconds until it tries one cycle by itself; doubles each time it opens again."""
     max_backoff_s: Annotated[float, Field(ge=0.0)] = 86400.0
+    """Longest back-off, seconds."""
     lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
     """Learning rate of the trial cycle, as a factor."""
 
@@ -106,8 +108,11 @@ class GovernorConfig(Section):
     general_fraction: Annotated[float, Field(ge=0.25, le=0.9)] = 0.4
     """Share of general scenarios after a rollback."""
     max_scenarios_factor: Annotated[float, Field(ge=1.0, le=8.0)] = 2.0
+    """Most scenarios per cycle that it asks for, as a factor on `scenarios.per_cycle`."""
     min_scenarios_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Fewest, likewise."""
     min_lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.0625
+    """Lowest learning rate that it asks for, as a factor on the plan's."""
     max_lr: LearningRate = 1e-4
     """The governor never raises the learning rate above this."""
     patience_cycles: Annotated[int, Field(ge=5)] = 20

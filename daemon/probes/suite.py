@@ -24,7 +24,7 @@ DATA = Path(__file__).parent / "data"
 KL_ITEMS = 12
 """Chosen answers that `kl` is measured on: it needs two forward passes for each."""
 
-_Item = TypeVar("_Item", ChosenItem, SycophancyItem, DirectionItem)
+_Item = TypeVar("_Item", bound=ChosenItem | SycophancyItem | DirectionItem)
 
 __all__ = [
     "DATA",

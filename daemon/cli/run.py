@@ -81,10 +81,8 @@ def _look_before(loaded: Loaded, *, limited: bool) -> None:
     with open_run(loaded) as (queries, engine, name):
         breaker = queries.breaker(engine, name, 1)["now"]
     if limited and stays_open(breaker, datetime.now(UTC)):
-        raise BreakerOpenError(
-            f"the circuit breaker is open, nothing is trained: {breaker['reason']}; "
-            "`dreamd breaker ack --reason TEXT` allows one trial cycle at once"
-        )
+        # The breaker's own words end with the way out.
+        raise BreakerOpenError(f"the circuit breaker is open, nothing is trained: {breaker['reason']}")
 
 
 def _closing_words(loaded: Loaded, finished: int | None, stopped_by: str | None) -> None:

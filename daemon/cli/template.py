@@ -80,7 +80,7 @@ path = {model_path}   # a Hugging Face folder
 # max_in_a_row = 2               # rollbacks in a row after which nothing is trained ...
 # max_in_window = 3              # ... or so many in window_cycles
 # window_cycles = 20
-# backoff_s = 3600               # until one gentle trial cycle; `dreamd breaker ack` does not wait
+# backoff_s = 3600               # until one gentle trial cycle; `dreamd breaker ack --reason TEXT` does not wait
 
 [governor]
 # mode = "act"                   # "advise" records decisions and changes nothing; "off" makes none

@@ -144,10 +144,8 @@ class Service:
             BreakerOpenError: a fixed number of cycles was asked for, and they cannot run.
         """
         if self._max_cycles is not None:
-            raise BreakerOpenError(
-                f"the circuit breaker is open, nothing is trained: {pause.reason}; "
-                "`dreamd breaker ack` allows one trial cycle at once"
-            )
+            # The breaker's own words end with the way out.
+            raise BreakerOpenError(f"the circuit breaker is open, nothing is trained: {pause.reason}")
         self._notifier.status(f"breaker open, evaluating only: {pause.reason}")
         return pause
 

@@ -33,6 +33,7 @@ def run_checks(config: Config) -> list[Check]:
         ("state directory", _state_dir),
         ("model", _model),
         ("scenario packs", _packs),
+        ("held-out suites", _suites),
         ("code sandbox", _sandbox),
         ("database", _database),
         ("head checkpoint", _head),
@@ -113,6 +114,14 @@ def _packs(config: Config) -> Check:
     build_source(config.scenarios)
     builtin = ", ".join(config.scenarios.builtin) or "none built in"
     return Check("scenario packs", True, f"{builtin}; {len(config.scenarios.packs)} of your own")
+
+
+def _suites(config: Config) -> Check:
+    from daemon.probes.suite import load_suite
+
+    suite = load_suite(config.probes.suites)
+    own = len(config.probes.suites)
+    return Check("held-out suites", True, f"{len(suite.documents)} documents; {own} suites of your own")
 
 
 def _sandbox(config: Config) -> Check:

@@ -20,11 +20,13 @@ def register(app: typer.Typer) -> None:
 
 
 def check(config: ConfigFile = None, set_: Overrides = None, state_dir: StateDir = None, run: RunName = None) -> None:
-    """Validate file, environment, flags and scenario packs; exits 78 and names every problem if there is one."""
+    """Validate file, environment, flags, scenario packs and held-out suites; exits 78 and names what is wrong."""
     loaded = load(config, set_, state_dir, run)
+    from daemon.probes.suite import load_suite
     from daemon.scenarios.source import build_source
 
     build_source(loaded.config.scenarios)
+    load_suite(loaded.config.probes.suites)
     typer.echo(f"ok: {loaded.file or 'no file; built-in defaults'}")
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from daemon.domain.errors import PackError
 
+_SHIPPED = Path(__file__).parent
 _LINE = ("line",)
 """Key under which a table's line is kept; no YAML key is a tuple."""
 
@@ -37,10 +38,10 @@ def read_file(path: Path) -> Any:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise PackError(f"{path}:{line}: held-out file cannot be read: {error.problem}; mend the YAML") from None
     except (OSError, UnicodeDecodeError, RecursionError, ValueError, yaml.YAMLError) as error:
-        raise PackError(
-            f"{path}: held-out file cannot be read: {error}; check probes.suites, or reinstall dreamd if it is "
-            "one of its own"
-        ) from None
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        own = path.is_relative_to(_SHIPPED)
+        fix = "reinstall dreamd" if own else "mend it, or take it out of probes.suites"
+        raise PackError(f"{path}: held-out file cannot be read: {reason}; {fix}") from None
 
 
 def entries(path: Path, content: Any, keys: Sequence[str], optional: Sequence[str] = (), part: str = "") -> list[Entry]:

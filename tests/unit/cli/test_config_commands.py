@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from daemon.cli.root import build
+from daemon.domain.errors import PackError
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +66,31 @@ def test_the_table_is_not_cut_without_a_terminal() -> None:
     assert lines[0].split() == ["key", "value", "source"]
     assert any(line.split() == ["training.eps", "1e-08", "default"] for line in lines)
     assert {line.split()[0] for line in lines[1:]} == set(values())
+
+
+MALFORMED = "suite: clinic\nnll:\n- item: letter\n  kind: prose\n"
+SUITES = [
+    (MALFORMED, "mine.yaml:3: item letter: missing text", ""),
+    (None, "mine.yaml: held-out file cannot be read: No such file or directory", "take it out of probes.suites"),
+]
+
+
+@pytest.mark.parametrize(("text", "says", "fix"), SUITES, ids=["malformed", "missing"])
+def test_a_held_out_suite_that_cannot_be_used_is_found_before_a_run(
+    text: str | None, says: str, fix: str, tmp_path: Path
+) -> None:
+    """`config check` refuses it with 78, as it does a pack, `doctor` fails; nobody is told to reinstall dreamd for it."""
+    if text is not None:
+        (tmp_path / "mine.yaml").write_text(text)
+    suite = ("--set", 'probes.suites=["mine.yaml"]')
+    with pytest.raises(PackError, match=re.escape(says)) as refused:
+        call("config", "check", *suite)
+    assert refused.value.exit_code == 78
+    assert fix in str(refused.value)
+    done = call("doctor", "--json", *suite)
+    assert done.exit_code == 1
+    (check,) = (check for check in json.loads(done.stdout) if check["name"] == "held-out suites")
+    assert check["ok"] is False
+    assert says in check["detail"]
+    assert fix in check["fix"]
+    assert "reinstall" not in str(refused.value) + done.stdout

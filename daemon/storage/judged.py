@@ -76,11 +76,11 @@ def comparison(
     # A verdict of an earlier schema could see what was measured before there were probe runs.
     bound = None if verdict is None else (verdict.last_probe_run or 0)
     lineage = history.ancestry(connection, run_id, cycle.parent_version)
+    if verdict is not None:
+        lineage = _as_it_was(connection, run_id, lineage, cycle.number, verdict, baked_after)
     recent = lineage[:RECENT][::-1]
     a1 = baked(lineage, baked_after)
     made = _steps(connection, run_id, recent)
-    if verdict is not None:
-        lineage = _as_it_was(connection, run_id, lineage, cycle.number, verdict, baked_after)
     return History(
         parent=history.results(connection, run_id, lineage[0].version, bound),
         baked=history.results(connection, run_id, a1.version, bound),

@@ -95,6 +95,21 @@ def test_the_history_has_anchors_and_batches(ledger: SqlLedger) -> None:
     assert history.detectors == {"after": 7}
 
 
+def test_a1_has_its_files_now_and_in_a_replay(ledger: SqlLedger, engine: Engine) -> None:
+    """A1 = cycle 4 is judged against; once its files are gone A1 is cycle 2, and the earlier verdict still saw 4."""
+    for _ in range(6):
+        judge_one(ledger)
+    seen = judge_one(ledger)
+    ledger.pruned("cycle-000004")
+    history = ledger.history(drive_to(ledger, CycleState.PLANNED))
+    assert history.anchors == (Anchor("cycle-000002", 2, 2), Anchor("base", 0, 0))
+    assert history.baked == ledger.probe_results("cycle-000002")
+    (judged,) = stored_verdicts(engine, "test", 7, baked_after=2, reference_items=6)
+    assert judged == seen
+    assert judged.history.anchors[0].version == "cycle-000004"
+    assert judged.history.baked == ledger.probe_results("cycle-000004")
+
+
 def test_the_history_of_a_first_cycle(ledger: SqlLedger) -> None:
     """There is one anchor, the base, and nothing to compare a batch or a rate with."""
     history = ledger.history(drive_to(ledger, CycleState.PLANNED))

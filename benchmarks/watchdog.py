@@ -28,12 +28,12 @@ from benchmarks.watchdog_studies import (
     simulate_changes,
     simulate_null,
 )
-from benchmarks.watchdog_world import Setting
+from benchmarks.watchdog_world import SHIPPED, Setting
 from daemon.config.watching import WatchdogConfig
 
 CYCLES, TIMES = 12_000, 200
 """Cycles of each kind of run without a change; how often each change is made."""
-PROMPTS = (24, 40)
+PROMPTS = (SHIPPED.behaviour_items, 40)
 """`probes.behaviour_items`: as shipped, and what the goal for pass rates is stated for."""
 
 
@@ -70,7 +70,7 @@ def simulate(plan: Plan) -> tuple[list[NullTally], list[DelayTally]]:
     for done, tallies in enumerate(_worked(jobs, plan.processes), start=1):
         for tally in tallies:
             if isinstance(tally, NullTally):
-                nulls.setdefault(tally.setting, NullTally(tally.setting)).add(tally)
+                nulls.setdefault(tally.setting, NullTally(tally.setting, tally.what_if)).add(tally)
             else:
                 key = (tally.change, tally.behaviour_items)
                 delays.setdefault(key, DelayTally(*key)).add(tally)
@@ -113,7 +113,7 @@ def _plan(arguments: Sequence[str] | None) -> Plan:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.watchdog", description=__doc__)
     parser.add_argument("--cycles", type=int, default=CYCLES, help="of each kind of run without a change (%(default)s)")
     parser.add_argument("--times", type=int, default=TIMES, help="that each change is made (%(default)s)")
-    parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, help="a cycle and side (24 and 40)")
+    parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, help=f"a cycle and side {PROMPTS}")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=2)
     parser.add_argument("--quick", action="store_true", help="a tenth of everything: does it run at all?")

@@ -24,6 +24,7 @@ from benchmarks.watchdog_world import (
     World,
     mean_of,
 )
+from daemon.config.sections import CheckpointsConfig
 from daemon.config.watching import WatchdogConfig
 from daemon.domain import lineage as ancestry
 from daemon.domain.errors import DreamdError
@@ -33,7 +34,7 @@ from daemon.domain.states import CheckpointState
 from daemon.domain.verdicts import Anchor, Evidence, History, PassCount, Suspicion, Verdict
 from daemon.ports import Judge
 
-KEEP_LAST = 3
+KEEP_LAST = CheckpointsConfig().keep_last
 """Newest checkpoints whose files stay, as shipped."""
 NUM_EARLIER = 20
 """Earlier steps whose figures the history carries."""
@@ -93,6 +94,8 @@ class Run:
         self._world, self._judge, self._config, self._source = world, judge, config, source
         self._change = NO_CHANGE
         self._number = 0
+        # As if each had been asked last in another cycle before the first: so they take turns.
+        self._asked_in = {probe: -place for place, probe in enumerate(CAPABILITIES)}
         self._pooled: dict[str, Mapping[str, PassCount]] = {}
         self._lineage = [self._base()]
         self._checkpoints = [self._lineage[0].checkpoint]
@@ -102,7 +105,7 @@ class Run:
         other = copy.copy(self)
         other._source, other._change = source, change
         other._lineage, other._pooled = list(self._lineage), dict(self._pooled)
-        other._checkpoints = list(self._checkpoints)
+        other._checkpoints, other._asked_in = list(self._checkpoints), dict(self._asked_in)
         return other
 
     @property
@@ -117,8 +120,9 @@ class Run:
         """
         self._number += 1
         parent, depth = self._lineage[-1], self.depth
-        candidate = self._candidate(parent)
-        verdict, suspected = self._verdict(candidate)
+        history = self._history()
+        candidate = self._candidate(parent, eager=self._judge.suspects(history))
+        verdict, suspected = self._verdict(history, candidate)
         if verdict.regressed:
             self._roll_back(verdict)
         else:
@@ -139,15 +143,12 @@ class Run:
         checkpoint = _checkpoint("base", None)
         return Node(checkpoint, state, 0, results, mean_of(paired, "chosen_logp"), None, {}, _counted(measured))
 
-    def _candidate(self, parent: Node) -> Node:
+    def _candidate(self, parent: Node, *, eager: bool) -> Node:
         world, source, setting = self._world, self._source, self._world.setting
         state = world.step(parent.state, source)
         changed = parent.changed_steps + (self._change is not NO_CHANGE)
         paired = world.paired(state, self.depth + 1, self._change, changed)
-        turns = dict.fromkeys(BEHAVIOUR, (self._number - 1, setting.behaviour_items))
-        for place, probe in enumerate(CAPABILITIES):
-            if (self._number + place) % setting.capability_every == 0:
-                turns[probe] = (self._number // setting.capability_every, setting.capability_items)
+        turns = dict.fromkeys(BEHAVIOUR, (self._number - 1, setting.behaviour_items)) | self._capability_turns(eager)
         measured = {
             probe: world.answers(probe, turn * count, count, source, self._change)
             for probe, (turn, count) in turns.items()
@@ -156,6 +157,18 @@ class Run:
         checkpoint = _checkpoint(f"cycle-{self._number:06}", self._number)
         chosen = mean_of(paired, "chosen_logp")
         return Node(checkpoint, state, changed, results, chosen, self._step(), {}, _counted(measured))
+
+    def _capability_turns(self, eager: bool) -> dict[str, tuple[int, int]]:
+        """Turn and number of tasks of each capability that is due, as the daemon's schedule has it within its budget.
+
+        Args:
+            eager: all of them are due, whenever they were asked last.
+        """
+        setting, number = self._world.setting, self._number
+        every = 1 if eager else setting.capability_every
+        due = [probe for probe in CAPABILITIES if number - self._asked_in[probe] >= every]
+        self._asked_in.update(dict.fromkeys(due, number))
+        return dict.fromkeys(due, (number // every, setting.capability_items))
 
     def _step(self) -> StepReport:
         """Figures of a batch like any other; updates get smaller during the first steps."""
@@ -169,9 +182,9 @@ class Run:
             update_rms=float(_STEP.lr * usual * source.lognormal(0.0, 0.15)),
         )
 
-    def _verdict(self, candidate: Node) -> tuple[Verdict, tuple[str, ...]]:
+    def _verdict(self, history: History, candidate: Node) -> tuple[Verdict, tuple[str, ...]]:
         assert candidate.step is not None
-        history, evidence = self._history(), Evidence(candidate.step, candidate.results)
+        evidence = Evidence(candidate.step, candidate.results)
         # `gate` is what `judge` begins with, so it is not asked as well.
         found = self._judge.judge(history, evidence)
         if isinstance(found, Verdict):

@@ -102,7 +102,7 @@ def _naive(nulls: Sequence[NullTally]) -> Iterator[str]:
 def _goals(nulls: Sequence[NullTally], delays: Sequence[DelayTally]) -> Iterator[str]:
     yield "### Goals\n"
     yield from _head("goal", "found", "")
-    for runs in nulls:
+    for runs in (tally for tally in nulls if not tally.what_if):
         rate = 1000 * runs.rollbacks.total() / runs.cycles
         goal = f"< {GOAL_FALSE:g} false rollback per 1000 cycles: {runs.setting}"
         yield _row(goal, f"{rate:.2f}", _met(rate < GOAL_FALSE))
@@ -113,7 +113,8 @@ def _goals(nulls: Sequence[NullTally], delays: Sequence[DelayTally]) -> Iterator
             yield _row(goal, _cycles(late), _met(late <= GOAL_DELAY))
         if made.change == "NLL up by 0.03 nats":
             yield _row("0.03 nats at once, in 95 %", _cycles(late), _met(late <= 1))
-    yield ""
+    what_if = "; ".join(tally.setting for tally in nulls if tally.what_if)
+    yield f"\nHeld to no goal, since the daemon is not like that: {what_if or 'none'}.\n"
 
 
 def _head(*titles: str) -> Iterator[str]:

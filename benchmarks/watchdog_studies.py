@@ -34,7 +34,7 @@ NULLS = (
     Setting("mixed, items alike", MIXED, overdispersed=False),
     Setting("10 %, 40 prompts", TEN, behaviour_items=40),
     Setting("10 %, 2.5 x as restless", TEN, restlessness=2.5),
-    Setting("10 %, reserve 5 points harder", TEN, reserve_harder=0.05),
+    Setting("10 %, what if the reserve were 5 points harder", TEN, reserve_harder=0.05, what_if=True),
 )
 """Items alike: all of a probe fail with the same probability."""
 
@@ -63,6 +63,7 @@ class NullTally:
     """What happened in cycles past warm-up in which nothing went wrong."""
 
     setting: str
+    what_if: bool = False
     cycles: int = 0
     seconds: float = 0.0
     rollbacks: Counter[str] = field(default_factory=Counter)
@@ -100,7 +101,7 @@ class DelayTally:
 def simulate_null(setting: Setting, config: WatchdogConfig, seed: int, length: int = NULL_LENGTH) -> list[NullTally]:
     """One run of `length` cycles in which nothing goes wrong."""
     started = time.process_time()
-    tally, run = NullTally(setting.name), _run(setting, config, Watchdog(config), seed)
+    tally, run = NullTally(setting.name, setting.what_if), _run(setting, config, Watchdog(config), seed)
     for _ in range(length):
         cycle = run.cycle()
         if cycle.depth >= config.warmup_cycles:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon.config.watching import ProbesConfig
 from daemon.domain.probing import CONFIRMATION_SUFFIX, ProbeResult
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -23,10 +24,12 @@ BEHAVIOUR = ("accept", "push_back")
 CAPABILITIES = ("arithmetic", "code", "reasoning")
 PASS_PROBES = (*BEHAVIOUR, *CAPABILITIES)
 KINDS = ("prose", "dialogue", "code", "arithmetic")
-NUM_DOCUMENTS, NUM_CHOSEN, NUM_SYCOPHANCY = 48, 24, 24
+SHIPPED = ProbesConfig()
+NUM_DOCUMENTS = SHIPPED.nll_documents
+NUM_CHOSEN = NUM_SYCOPHANCY = SHIPPED.answer_items
 POOL = RESERVE = 400
 NUM_TEMPLATES = 20
-"""Per probe; items go round them in turn, in pool and reserve alike."""
+"""Per probe. Pool and reserve each go round them in turn, so both are equally hard, as the daemon's are."""
 BETWEEN_TEMPLATES, WITHIN_TEMPLATE = 0.1, 0.3
 """Intra-class correlations of passing: how much templates differ, and items of one template."""
 DEGENERATE = 0.01
@@ -43,13 +46,15 @@ class Setting:
     rates: Mapping[str, float]
     """Failure rate of each of `PASS_PROBES`."""
     overdispersed: bool = True
-    behaviour_items: int = 24
-    capability_items: int = 24
-    capability_every: int = 3
+    behaviour_items: int = SHIPPED.behaviour_items
+    capability_items: int = SHIPPED.capability_items
+    capability_every: int = SHIPPED.capability_every
     restlessness: float = 1.0
     """Factor on how much NLL and log-probabilities wander."""
     reserve_harder: float = 0.0
     """How much more often prompts of the reserve fail than those of the pool, as a difference of rates."""
+    what_if: bool = False
+    """Not how the daemon is: simulated to see what it would cost, and held to no goal."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from benchmarks.watchdog import Plan, main, simulate
-from benchmarks.watchdog_lineage import Run
+from benchmarks.watchdog import PROMPTS, Plan, main, simulate
+from benchmarks.watchdog_lineage import KEEP_LAST, Run
 from benchmarks.watchdog_report import percentile, poisson_upper_bound, report
 from benchmarks.watchdog_studies import (
     NAIVE_RULES,
     NULLS,
     PAIRED_CHANGES,
     PASS_CHANGES,
+    NullTally,
     naive_rules,
     simulate_changes,
     simulate_null,
 )
-from benchmarks.watchdog_world import NO_CHANGE, PASS_PROBES, Change, World
-from daemon.config.watching import WatchdogConfig
+from benchmarks.watchdog_world import CAPABILITIES, NO_CHANGE, PASS_PROBES, Change, World
+from daemon.config.sections import CheckpointsConfig
+from daemon.config.watching import ProbesConfig, WatchdogConfig
 from daemon.domain.probing import CONFIRMATION_SUFFIX
 from daemon.domain.states import Decision
 from daemon.domain.verdicts import Evidence, History, PassCount, Suspicion, Verdict
@@ -33,8 +36,9 @@ TEN = NULLS[0]
 class Scripted:
     """A judge that suspects and refuses in given calls, and keeps what it was shown."""
 
-    def __init__(self, suspect_in: int = 0, refuse_in: int = 0, to_version: str = "") -> None:
+    def __init__(self, suspect_in: int = 0, refuse_in: int = 0, to_version: str = "", eager_at: int = -1) -> None:
         self.shown: list[tuple[History, Evidence]] = []
+        self._eager_at = eager_at
         self._suspect_in, self._refuse_in, self._to_version = suspect_in, refuse_in, to_version
 
     def gate(self, history: History, evidence: Evidence) -> Verdict | None:
@@ -49,12 +53,47 @@ class Scripted:
         return Verdict(Decision.PROMOTE, "fine", evidence={"detectors": {"calls": len(self.shown)}})
 
     def suspects(self, history: History) -> bool:
-        return False
+        return history.parent_anchor.depth == self._eager_at
 
 
 def scripted_run(judge: Scripted, seed: int = 1) -> Run:
     source = np.random.default_rng(seed)
     return Run(World(TEN, source), judge, CONFIG, source)
+
+
+def test_sizes_are_those_that_ship() -> None:
+    """A candidate has as many items of each probe, as often, as the configuration's defaults say."""
+    shipped, run = ProbesConfig(), scripted_run(Scripted())
+    cycles = [run.cycle() for _ in range(2 * shipped.capability_every)]
+    items = Counter(result.probe for result in cycles[0].candidate.results)
+    assert (items["nll"], items["chosen_logp"], items["sycophancy"]) == (
+        shipped.nll_documents,
+        shipped.answer_items,
+        shipped.answer_items,
+    )
+    asked = {p: [c.candidate.counts[p].num_items for c in cycles if p in c.candidate.counts] for p in PASS_PROBES}
+    assert asked["accept"] == asked["push_back"] == [shipped.behaviour_items] * len(cycles)
+    assert all(asked[probe] == [shipped.capability_items] * 2 for probe in CAPABILITIES)
+    assert CheckpointsConfig().keep_last == KEEP_LAST and PROMPTS[0] == shipped.behaviour_items
+
+
+def test_a_detector_half_way_has_capabilities_asked_in_every_cycle() -> None:
+    """Where the judge suspects something all three are asked, of the turn that the cycle has; afterwards when due."""
+    run = scripted_run(Scripted(eager_at=5))
+    cycles = [run.cycle() for _ in range(9)]
+    asked = [sorted(set(cycle.candidate.counts) & set(CAPABILITIES)) for cycle in cycles]
+    assert asked[5] == sorted(CAPABILITIES) and all(len(probes) == 1 for probes in asked[:5])
+    assert asked[6:] == [[], [], sorted(CAPABILITIES)]
+    first = next(result.item for result in cycles[5].candidate.results if result.probe == "code")
+    assert first == f"code-{6 * TEN.capability_items:03}"
+
+
+def test_what_if_is_no_goal() -> None:
+    """Runs that are not as the daemon is have no row among the goals, however often they were rolled back."""
+    rows = report([NullTally("usual", cycles=10), NullTally("harder", what_if=True, cycles=10)], []).splitlines()
+    assert [row.split(": ")[1] for row in rows if "false rollback per 1000" in row] == ["usual | 0.00 | met |"]
+    assert "Held to no goal, since the daemon is not like that: harder." in rows
+    assert [setting.name for setting in NULLS if setting.what_if] == [s.name for s in NULLS if s.reserve_harder]
 
 
 def test_a_huge_regression_is_rolled_back_at_once() -> None:
@@ -82,7 +121,7 @@ def test_the_report_has_every_row() -> None:
         assert sum(row.startswith(f"| {change.name} |") for row in rows) == times
     for rule in NAIVE_RULES:
         assert sum(row.startswith(f"| {rule} |") for row in rows) == 1
-    assert sum("false rollback per 1000" in row for row in rows) == len(NULLS)
+    assert sum("false rollback per 1000" in row for row in rows) == sum(not setting.what_if for setting in NULLS)
     assert sum("in 95 %" in row for row in rows) == 3
 
 

@@ -59,7 +59,7 @@ class WatchdogConfig(Section):
     """Hard gate: the batch's chosen or rejected log-probability, nats per token, this far from its usual value."""
     chosen_falling_cycles: Annotated[int, Field(ge=2)] = 5
     """Hard gate: held-out chosen log-probability fell this many cycles in a row ..."""
-    chosen_falling_total: Annotated[float, Field(ge=0.0)] = 0.05
+    chosen_falling_total: Annotated[float, Field(ge=0.0)] = 0.08
     """... by this much in all, nats per token."""
     max_degenerate_rise: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
     """Hard gate: share of empty or looping held-out answers above the base's by more than this."""
@@ -67,15 +67,15 @@ class WatchdogConfig(Section):
     """Later promoted cycles after which a checkpoint counts as baked."""
     warmup_cycles: Annotated[int, Field(ge=0)] = 20
     """Promoted cycles before pass rates decide; until then hard gates and margins only."""
-    reference_items: Annotated[int, Field(ge=20)] = 400
-    """Held-out prompts per pass/fail probe that an anchor's failure rate is taken from."""
+    reference_items: Annotated[int, Field(ge=20, le=400)] = 400
+    """Held-out prompts per pass/fail probe that an anchor's failure rate is taken from; nine tenths judged are enough."""
     odds_ratio: Annotated[float, Field(gt=1.0)] = 2.25
     """What the CUSUM looks for: failure odds this many times the anchor's (10 % to 20 % is 2.25)."""
-    cusum_threshold: Annotated[float, Field(gt=0.0)] = 4.0
+    cusum_threshold: Annotated[float, Field(gt=0.0)] = 3.0
     """A probe whose CUSUM reaches this is suspect, and is measured again on fresh prompts."""
-    confirmation_items: Annotated[int, Field(ge=20, le=400)] = 200
+    confirmation_items: Annotated[int, Field(ge=20, le=400)] = 300
     """Fresh prompts that confirm or clear a suspicion."""
-    confirmation_p: Annotated[float, Field(gt=0.0, le=0.5)] = 0.005
+    confirmation_p: Annotated[float, Field(gt=0.0, le=0.5)] = 0.002
     """Confirmed when chance alone would give so many failures with less than this probability."""
 
 
@@ -86,7 +86,7 @@ class BreakerConfig(Section):
     """Rollbacks in a row that open the breaker."""
     max_in_window: Annotated[int, Field(ge=1)] = 3
     """Rollbacks in `window_cycles` that open it."""
-    window_cycles: Annotated[int, Field(ge=1)] = 20
+    window_cycles: Annotated[int, Field(ge=1, le=200)] = 20
     """Finished cycles that `max_in_window` looks back on."""
     backoff_s: Annotated[float, Field(ge=0.0)] = 3600.0
     """Seconds until it tries one cycle by itself; doubles each time it opens again."""

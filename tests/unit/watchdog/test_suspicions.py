@@ -43,9 +43,9 @@ def detectors(s: float, depth: int, probe: str = "accept") -> dict[str, Any]:
 
 
 def test_a_pass_rate_that_looks_worse_asks_for_fresh_prompts() -> None:
-    """9 of 24 failures at 10 % give S = 4.47 at once: neither promoted nor refused, 200 fresh prompts are wanted."""
+    """9 of 24 failures at 10 % give S = 4.47 at once: neither promoted nor refused, 300 fresh prompts are wanted."""
     found = suspicion_of(seasoned(), evidence(candidate(accept=9)))
-    assert (found.probes, found.num_items) == (("accept",), 200)
+    assert (found.probes, found.num_items) == (("accept",), 300)
     assert "accept looks worse: 9 of 24 answers failed since cycle 35, usually 10% (S = 4.5)" in found.reason
 
 
@@ -208,9 +208,9 @@ def test_confirmations_are_in_no_mean_and_no_rate() -> None:
     assert "accept.confirmation" not in found["detectors"]["not_watched"]
 
 
-@pytest.mark.parametrize(("s", "close"), [(1.99, False), (2.0, True), (5.0, True)])
+@pytest.mark.parametrize(("s", "close"), [(1.49, False), (1.5, True), (5.0, True)])
 def test_half_way_to_the_threshold_is_a_reason_to_look_closely(s: float, close: bool) -> None:
-    """At 2 of 4 probes come more often; without detectors there is no reason."""
+    """At 1.5 of 3 probes come more often; without detectors there is no reason."""
     assert WATCHDOG.suspects(seasoned(detectors=detectors(s, 25))) is close
     assert not WATCHDOG.suspects(seasoned())
 
@@ -236,9 +236,9 @@ def _steady(cycles: int, failures: int) -> tuple[int, History]:
     return 0, past
 
 
-@pytest.mark.parametrize(("failures", "caught"), [(2, 0), (3, 0), (5, 4), (8, 2)])
+@pytest.mark.parametrize(("failures", "caught"), [(2, 0), (3, 0), (5, 3), (8, 1)])
 def test_how_soon_a_steady_rate_is_suspect(failures: int, caught: int) -> None:
-    """2 or 3 of 24 never are (usual: 2.4); 5 (21 %) add 1.23 a cycle and reach 4 in the fourth; 8 in the second."""
+    """2 or 3 of 24 never are (usual: 2.4); 5 (21 %) add 1.23 a cycle and reach 3 in the third; 8 at once."""
     assert _steady(40, failures)[0] == caught
 
 

@@ -14,9 +14,12 @@ from daemon.cli.output import echo, print_json, print_pairs, print_table
 from daemon.cli.summary import cycle_line, cycle_lines
 from daemon.cli.watching import adjusted, warning_of
 from daemon.config import Loaded
+from daemon.domain.states import BreakerState
 
 Record = dict[str, Any]
 
+_ALL = 1_000_000
+"""Changes of a breaker: all of them."""
 _CYCLE_COLUMNS = {
     "cycle": "cycle",
     "outcome": "outcome",
@@ -62,7 +65,7 @@ def open_run(loaded: Loaded) -> Iterator[tuple[ModuleType, Any, str]]:
 
 
 def everything_of(queries: ModuleType, engine: Any, run_name: str, number: int) -> Record:
-    """What is recorded of a cycle, and under "unmeasured" the probes that it left out.
+    """What is recorded of a cycle; under "unmeasured" the probes that it left out, and "breaker_lr_factor".
 
     Raises:
         UsageError: there is no such run or cycle.
@@ -70,7 +73,10 @@ def everything_of(queries: ModuleType, engine: Any, run_name: str, number: int) 
     from daemon.storage import probe_queries
 
     found: Record = queries.show_cycle(engine, run_name, number)
-    return found | {"unmeasured": probe_queries.unmeasured(engine, run_name, number)}
+    return found | {
+        "unmeasured": probe_queries.unmeasured(engine, run_name, number),
+        "breaker_lr_factor": _breaker_lr_factor(queries, engine, run_name, number),
+    }
 
 
 def status(
@@ -82,13 +88,13 @@ def status(
 ) -> None:
     """Where the run stands."""
     with open_run(load(config, set_, state_dir, run)) as (queries, engine, name):
-        found = queries.status(engine, name)
-        changed = _in_force(engine, name)
+        found = queries.status(engine, name) | {"adjusted": _newest_adjustments(queries, engine, name)}
     if as_json:
         print_json(found)
         return
     _warn(found["breaker"])
-    print_pairs(_status_pairs(found) | ({"in force": changed} if changed else {}))
+    changed = _newest_adjusted(found["adjusted"])
+    print_pairs(_status_pairs(found) | ({"adjusted": changed} if changed else {}))
 
 
 def cycles(
@@ -103,14 +109,14 @@ def cycles(
     with open_run(load(config, set_, state_dir, run)) as (queries, engine, name):
         found = queries.cycles(engine, name, limit)
         breaker = queries.breaker(engine, name, 1)["now"]
-        changed = _in_force(engine, name)
+        changed = _newest_adjusted(_newest_adjustments(queries, engine, name))
     if as_json:
         print_json(found)
         return
     _warn(breaker)
     print_table(list(_CYCLE_COLUMNS.values()), ([row.get(key) for key in _CYCLE_COLUMNS] for row in found))
     if changed:
-        echo(f"in force: {changed}")
+        echo(f"adjusted: {changed}")
 
 
 def show(
@@ -172,10 +178,33 @@ def _warn(breaker: Record) -> None:
         echo(warning)
 
 
-def _in_force(engine: Any, run_name: str) -> str:
-    """What governor and breaker changed of the newest cycle; empty: nothing."""
+def _newest_adjustments(queries: ModuleType, engine: Any, run_name: str) -> Record | None:
+    """Number, adjustments and the breaker's part of the newest cycle; None before the first."""
     from daemon.storage.probe_queries import adjustments_in_force
 
     newest = adjustments_in_force(engine, run_name)
-    changed = "" if newest is None else adjusted(newest["adjustments"])
-    return f"{changed} (cycle {newest['number']})" if newest is not None and changed else ""
+    if newest is None:
+        return None
+    return {
+        "cycle": newest["number"],
+        "adjustments": newest["adjustments"],
+        "breaker_lr_factor": _breaker_lr_factor(queries, engine, run_name, newest["number"]),
+    }
+
+
+def _newest_adjusted(newest: Record | None) -> str:
+    """What governor and breaker changed of the newest cycle; empty: nothing. The next one may differ."""
+    changed = "" if newest is None else adjusted(newest["adjustments"], newest["breaker_lr_factor"])
+    return f"{changed} in cycle {newest['cycle']}, the newest" if newest is not None and changed else ""
+
+
+def _breaker_lr_factor(queries: ModuleType, engine: Any, run_name: str, number: int) -> float | None:
+    """The breaker's part of a cycle's learning rate, as a factor; None: the cycle was not a trial of the breaker's."""
+    from daemon.storage.probe_queries import settings_of_cycles
+
+    changes = queries.breaker(engine, run_name, _ALL)["changes"]
+    before = [change for change in changes if change["cycle"] < number]
+    if not before or before[-1]["state"] != BreakerState.HALF_OPEN:
+        return None
+    settings = settings_of_cycles(engine, run_name, "breaker").get(number, {})
+    return settings.get("lr_factor")

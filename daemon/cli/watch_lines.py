@@ -19,7 +19,7 @@ _ALWAYS_IN_THE_ENGINE = frozenset({"accept", "push_back"})
 
 def settings_lines(found: Record) -> Iterator[Line]:
     """What this cycle's settings were changed to, by whom, and which scenario families rested."""
-    changed = adjusted(found["adjustments"])
+    changed = adjusted(found["adjustments"], found["breaker_lr_factor"])
     if changed:
         yield "adjusted", changed
     for decision in found["governor"]:

@@ -58,10 +58,16 @@ def warning_of(breaker: Record | None) -> str | None:
     return f"WARNING: breaker {breaker_line(breaker)} (`dreamd breaker status`)"
 
 
-def adjusted(adjustments: Record | None) -> str:
-    """What governor and breaker changed of a cycle: "lr x 0.5, general share at least 40 %"; empty: nothing."""
+def adjusted(adjustments: Record | None, breaker_lr_factor: float | None = None) -> str:
+    """What governor and breaker changed of a cycle: "lr x 0.5, general share at least 40 %"; empty: nothing.
+
+    Args:
+        breaker_lr_factor: how much of the learning rate's factor is the breaker's, in a trial cycle.
+    """
     found = dict(adjustments or {})
     parts = [f"{words} x {found[key]:g}" for key, words in _FACTORS.items() if found.get(key) is not None]
+    if breaker_lr_factor is not None and found.get("lr_factor") is not None:
+        parts[0] += f" (x {breaker_lr_factor:g} of it is the breaker's trial)"
     if found.get("objective"):
         parts.append(f"objective {found['objective']}")
     if found.get("general_fraction") is not None:

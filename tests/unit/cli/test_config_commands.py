@@ -79,7 +79,7 @@ SUITES = [
 def test_a_held_out_suite_that_cannot_be_used_is_found_before_a_run(
     text: str | None, says: str, fix: str, tmp_path: Path
 ) -> None:
-    """`config check` refuses it with 78, as it does a pack, `doctor` fails; nobody is told to reinstall dreamd for it."""
+    """`config check` refuses it with 78, as it does a pack, `doctor` fails; nobody is told to reinstall dreamd."""
     if text is not None:
         (tmp_path / "mine.yaml").write_text(text)
     suite = ("--set", 'probes.suites=["mine.yaml"]')

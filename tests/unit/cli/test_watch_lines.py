@@ -12,6 +12,7 @@ def found(**changes: Any) -> dict[str, Any]:
     nothing = {
         "cycle": {"seconds": {}},
         "adjustments": {},
+        "breaker_lr_factor": None,
         "governor": [],
         "resting": [],
         "probe_runs": [],

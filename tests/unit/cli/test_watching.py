@@ -70,6 +70,13 @@ def test_adjustments_name_what_they_change() -> None:
     )
 
 
+def test_the_breakers_part_of_the_learning_rate_is_told_from_the_governors() -> None:
+    """A trial at a quarter of an already halved rate is x 0.125, of which x 0.25 is the breaker's."""
+    assert adjusted({"lr_factor": 0.125, "probe_factor": 2.0}, 0.25) == (
+        "lr x 0.125 (x 0.25 of it is the breaker's trial), probes' share x 2"
+    )
+
+
 @pytest.mark.parametrize(
     ("knob", "before", "after", "says"),
     [

@@ -87,7 +87,7 @@ def test_a_number_of_cycles_is_refused_while_the_breaker_is_open(dreamd: Dreamd,
 
 
 def test_the_governor_lists_its_decisions_newest_last(dreamd: Dreamd, state_dir: Path) -> None:
-    """With cycle, rule, change, end, effect and reason; what is in force stands in `status`, `cycles` and `show`."""
+    """With cycle, rule, change, end, effect and reason; the newest cycle's stands in `status`, `cycles`, `show`."""
     at = ("--state-dir", str(state_dir))
     assert dreamd("governor", *at).stdout == 'no decisions (governor.mode = "act")\n'
     rule = GovernorRule.AFTER_ROLLBACK
@@ -109,13 +109,35 @@ def test_the_governor_lists_its_decisions_newest_last(dreamd: Dreamd, state_dir:
     assert [row["knob"] for row in json.loads(dreamd("governor", "--limit", "1", "--json", *at).stdout)] == [
         "general_fraction"
     ]
-    assert dreamd("status", *at).stdout.endswith("lr x 0.5 (cycle 3)\n")
-    assert dreamd("cycles", *at).stdout.endswith("in force: lr x 0.5 (cycle 3)\n")
+    assert dreamd("status", *at).stdout.endswith("adjusted  lr x 0.5 in cycle 3, the newest\n")
+    assert dreamd("cycles", *at).stdout.endswith("adjusted: lr x 0.5 in cycle 3, the newest\n")
     shown = dreamd("show", "3", *at).stdout.splitlines()
     assert shown[1:3] == [
         "  adjusted   lr x 0.5",
         "  governor   lr x 1 -> x 0.5 until cycle 12, applied: cycle 2 was rolled back",
     ]
+
+
+def test_a_trial_cycle_says_which_part_is_the_breakers(dreamd: Dreamd, state_dir: Path) -> None:
+    """Only the cycle that began while the breaker was half-open; in text and in JSON, of `show` and of `status`."""
+    at = ("--state-dir", str(state_dir))
+    config = {"breaker": {"lr_factor": 0.25}}
+    with acquired(state_dir) as ledger:
+        for number, state, factor in ((3, BreakerState.HALF_OPEN, 0.125), (4, BreakerState.CLOSED, 0.5)):
+            ledger.change_breaker(Breaker(state, "for this test", number - 1))
+            cycle = ledger.open_cycle(
+                head=ledger.head(), run_seed=7, config=config, adjustments=Adjustments(lr_factor=factor), decisions=()
+            )
+            ledger.close(cycle, Outcome.ABANDONED, "stopped before the claim")
+            if number == 3:
+                found = json.loads(dreamd("status", "--json", *at).stdout)["adjusted"]
+                assert found == {"cycle": 3, "adjustments": {"lr_factor": 0.125}, "breaker_lr_factor": 0.25}
+    assert dreamd("show", "3", *at).stdout.splitlines()[1] == (
+        "  adjusted   lr x 0.125 (x 0.25 of it is the breaker's trial)"
+    )
+    assert json.loads(dreamd("show", "3", "--json", *at).stdout)["breaker_lr_factor"] == 0.25
+    assert dreamd("show", "4", *at).stdout.splitlines()[1] == "  adjusted   lr x 0.5"
+    assert json.loads(dreamd("status", "--json", *at).stdout)["adjusted"]["breaker_lr_factor"] is None
 
 
 def test_probes_stand_beside_their_anchors(dreamd: Dreamd, state_dir: Path) -> None:

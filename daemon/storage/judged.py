@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from math import fsum
 from typing import Any
 
@@ -27,6 +28,10 @@ from daemon.storage.tables import checkpoints, cycles, probe_results, rollbacks,
 
 RECENT = 20
 """Checkpoints of the ancestry whose steps and chosen log-probability the watchdog sees."""
+_SECTIONS = ("training", "scenarios", "preferences", "sweep")
+"""Of a cycle's configuration: what decides how likely a batch is and how large an update."""
+_STEPPED_WITH = ("objective", "optimizer", "precision", "phase")
+"""Columns of a step that do."""
 
 
 def stored_verdicts(
@@ -78,15 +83,15 @@ def comparison(
     lineage = history.ancestry(connection, run_id, cycle.parent_version)
     if verdict is not None:
         lineage = _as_it_was(connection, run_id, lineage, cycle.number, verdict, baked_after)
-    recent = lineage[:RECENT][::-1]
+    recent = lineage[:RECENT]
     a1 = baked(lineage, baked_after)
-    made = _steps(connection, run_id, recent)
+    made = _comparable_steps(connection, run_id, cycle.number, recent)
     return History(
         parent=history.results(connection, run_id, lineage[0].version, bound),
         baked=history.results(connection, run_id, a1.version, bound),
         base=history.results(connection, run_id, lineage[-1].version, bound),
         update_rms_over_lr=tuple(step.update_rms_over_lr for step in made),
-        chosen_logp=_chosen_logp(connection, run_id, recent, bound),
+        chosen_logp=_chosen_logp(connection, run_id, cycle.candidate_version, recent, bound),
         batch_logprobs=tuple((step.chosen_logprob, step.rejected_logprob) for step in made),
         parent_anchor=Anchor(lineage[0].version, lineage[0].cycle_number or 0, len(lineage) - 1),
         anchors=anchors(lineage, baked_after),
@@ -145,32 +150,66 @@ def _as_it_was(
     )
 
 
-def _steps(connection: Connection, run_id: int, lineage: Sequence[Checkpoint]) -> list[AnyRow]:
-    """The steps that made `lineage`, in its order."""
-    numbers = [found.cycle_number for found in lineage if found.cycle_number is not None]
-    of_lineage = sa.select(steps).where(steps.c.run_id == run_id, steps.c.cycle.in_(numbers))
-    by_cycle = {row.cycle: row for row in connection.execute(of_lineage)}
-    return [by_cycle[number] for number in numbers if number in by_cycle]
+def _comparable_steps(connection: Connection, run_id: int, number: int, recent: Sequence[Checkpoint]) -> list[AnyRow]:
+    """The steps that made `recent`, back to the last one that was made otherwise than cycle `number`'s; oldest first.
+
+    What a refused candidate shows never becomes part of the history, so a history that outlives a change of settings
+    would refuse every candidate after the change.
+
+    Args:
+        recent: the parent and its ancestors, parent first.
+    """
+    numbers = [found.cycle_number for found in recent if found.cycle_number is not None]
+    of_these = sa.select(steps).where(steps.c.run_id == run_id, steps.c.cycle.in_([*numbers, number]))
+    by_cycle = {row.cycle: row for row in connection.execute(of_these)}
+    configs = sa.select(cycles.c.number, cycles.c.config).where(
+        cycles.c.run_id == run_id, cycles.c.number.in_([*numbers, number])
+    )
+    settings = {row.number: [row.config.get(name) for name in _SECTIONS] for row in connection.execute(configs)}
+    own = by_cycle.get(number)
+    made: list[AnyRow] = []
+    for earlier in numbers:
+        row = by_cycle.get(earlier)
+        if row is None or settings[earlier] != settings[number]:
+            break
+        if own is not None and any(getattr(row, name) != getattr(own, name) for name in _STEPPED_WITH):
+            break
+        made.append(row)
+    return made[::-1]
 
 
 def _chosen_logp(
-    connection: Connection, run_id: int, lineage: Sequence[Checkpoint], last_probe_run: int | None
+    connection: Connection,
+    run_id: int,
+    candidate: str | None,
+    recent: Sequence[Checkpoint],
+    last_probe_run: int | None,
 ) -> tuple[float, ...]:
-    """Mean held-out chosen log-probability of each checkpoint that has one, in the order of `lineage`."""
+    """Mean held-out chosen log-probability of each of `recent`, over the same items; oldest first.
+
+    The items are the candidate's, before it is measured its parent's. A checkpoint that lacks one of them ends the
+    series: the items changed since, and a mean over other items moves without the model.
+
+    Args:
+        recent: the parent and its ancestors, parent first.
+    """
+    versions = [*(found.version for found in recent), *([candidate] if candidate else [])]
     found = connection.execute(
-        sa.select(probe_results.c.version, probe_results.c.value).where(
+        sa.select(probe_results.c.version, probe_results.c.item, probe_results.c.value).where(
             probe_results.c.run_id == run_id,
             probe_results.c.probe == "chosen_logp",
             probe_results.c.value.is_not(None),
-            probe_results.c.version.in_([found.version for found in lineage]),
+            probe_results.c.version.in_(versions),
             history.measured_by(last_probe_run),
         )
     )
-    values: dict[str, list[float]] = {}
+    values: dict[str, dict[str, float]] = {}
     for row in found:
-        values.setdefault(row.version, []).append(row.value)
+        values.setdefault(row.version, {})[row.item] = row.value
+    items = set(values.get(candidate or "") or values.get(recent[0].version, ()))
+    series = takewhile(lambda of: bool(items) and items <= of.keys(), (values.get(at.version, {}) for at in recent))
     # fsum is exact, so the order in which the database returns rows does not matter.
-    return tuple(fsum(of) / len(of) for of in (values.get(found.version) for found in lineage) if of)
+    return tuple(fsum(of[item] for item in items) / len(items) for of in series)[::-1]
 
 
 def _detectors(connection: Connection, run_id: int, parent: Checkpoint, number: int) -> dict[str, Any]:

@@ -110,6 +110,68 @@ def test_a1_has_its_files_now_and_in_a_replay(ledger: SqlLedger, engine: Engine)
     assert judged.history.baked == ledger.probe_results("cycle-000004")
 
 
+@pytest.mark.parametrize("section", ["training", "scenarios", "preferences", "sweep"])
+def test_changed_settings_begin_the_history_of_batches_anew(ledger: SqlLedger, engine: Engine, section: str) -> None:
+    """Of five cycles two ran with what cycle 6 runs with: the steps since then count; other sections do not matter."""
+    for _ in range(5):
+        judge_one(ledger)
+    with engine.begin() as connection:
+        for number in range(1, 7):
+            changed = {section: {"of": "now" if number in (1, 2, 4, 5, 6) else "then"}, "probes": {"items": number}}
+            of_cycle = tables.cycles.c.number == number
+            connection.execute(sa.update(tables.cycles).where(of_cycle).values(config=changed))
+    cycle = drive_to(ledger, CycleState.PLANNED)
+    assert cycle.number == 6
+    with engine.begin() as connection:
+        changed = {section: {"of": "now"}, "probes": {}}
+        connection.execute(sa.update(tables.cycles).where(tables.cycles.c.number == 6).values(config=changed))
+    history = ledger.history(cycle)
+    assert history.batch_logprobs == ((-6.0, -2.0), (-7.0, -2.0))
+    assert history.update_rms_over_lr == pytest.approx((0.4, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("objective", "dpop"), ("optimizer", "muon"), ("precision", "bf16"), ("phase", 2)]
+)
+def test_another_kind_of_step_begins_the_history_of_batches_anew(
+    ledger: SqlLedger, engine: Engine, column: str, value: object
+) -> None:
+    """A governor's objective or a plan's next phase counts from the first such step; before it steps, all do."""
+    for _ in range(3):
+        judge_one(ledger)
+    cycle = drive_to(ledger, CycleState.CLAIMED)
+    assert len(ledger.history(cycle).batch_logprobs) == 3
+    ledger.record_step(cycle, make_step_report(2))
+    assert len(ledger.history(cycle).batch_logprobs) == 3
+    with engine.begin() as connection:
+        of_cycles = tables.steps.c.cycle.in_([3, 4])
+        connection.execute(sa.update(tables.steps).where(of_cycles).values({column: value}))
+    assert ledger.history(cycle).batch_logprobs == ((-5.0, -2.0),)
+
+
+def test_the_chosen_answers_of_a_series_are_the_same(ledger: SqlLedger) -> None:
+    """A suite added before cycle 3 of less likely answers: the series is that of cycle 2, which was measured with it.
+
+    Before the candidate is measured its parent's items count; an item that the candidate lacks does not.
+    """
+
+    def likely(**values: float) -> ProbeRun:
+        return make_probe_run("chosen_logp", *(make_probe_result("chosen_logp", *each) for each in values.items()))
+
+    for _ in range(2):
+        judge_one(ledger)  # "x" is -3.0625, -3.125
+    ledger.record_probes("cycle-000002", [likely(y=-9.0, z=-1.0)], None)
+    cycle = drive_to(ledger, CycleState.PUBLISHED)
+    assert ledger.history(cycle).chosen_logp == (pytest.approx(-13.125 / 3),)
+    ledger.record_probes("cycle-000003", [likely(x=-3.0, y=-8.5)], cycle)
+    assert ledger.history(cycle).chosen_logp == (-6.0625,)
+    ledger.promote(ledger.probed(cycle), make_verdict())
+    cycle = drive_to(ledger, CycleState.PUBLISHED)
+    assert ledger.history(cycle).chosen_logp == (-6.0625, -5.75)
+    ledger.record_probes("cycle-000004", [likely(w=-1.0)], cycle)
+    assert ledger.history(cycle).chosen_logp == ()
+
+
 def test_the_history_of_a_first_cycle(ledger: SqlLedger) -> None:
     """There is one anchor, the base, and nothing to compare a batch or a rate with."""
     history = ledger.history(drive_to(ledger, CycleState.PLANNED))

@@ -97,7 +97,7 @@ class RollbackBreaker:
         until = now + timedelta(seconds=backoff_s)
         return Breaker(
             BreakerState.OPEN,
-            f"{what}; waiting until {_moment(until)} or `dreamd breaker ack`",
+            f"{what}; waiting until {_moment(until)} or `dreamd breaker ack --reason TEXT`",
             _last(breaker, records),
             num_openings,
             until,

@@ -47,7 +47,8 @@ def test_two_rollbacks_in_a_row_open_it_with_a_sentence() -> None:
     found = POLICY.next(CLOSED, cycles("PRR", first=40), NOW)
     assert found == Breaker(
         BreakerState.OPEN,
-        "2 rollbacks in a row, cycles 41 and 42; waiting until 2026-11-22 22:10 UTC or `dreamd breaker ack`",
+        "2 rollbacks in a row, cycles 41 and 42; waiting until 2026-11-22 22:10 UTC "
+        "or `dreamd breaker ack --reason TEXT`",
         since_cycle=42,
         num_openings=1,
         until=NOW + timedelta(hours=1),

@@ -51,7 +51,10 @@ class Gate:
 
 
 def finite_gate(step: StepReport, probes: Mapping[str, Results]) -> Gate:
-    """Trips on any number of the step or of the trainer's probes that is not finite."""
+    """Trips on any number of the step or of the trainer's probes that is not finite.
+
+    It names no probe as worse: a number that is missing says nothing about what the policy can do.
+    """
     measured = {
         "loss": step.loss,
         "NLL term": step.nll,
@@ -65,12 +68,10 @@ def finite_gate(step: StepReport, probes: Mapping[str, Results]) -> Gate:
         "margin": 0.0 if step.margin is None else step.margin,
     }
     found = [f"the step's {name}" for name, value in measured.items() if items.finite(value) is None]
-    broken = {probe: items.not_finite(results) for probe, results in probes.items()}
-    found += [f"{probe} of {item}" for probe, names in broken.items() for item in names]
+    found += [f"{probe} of {item}" for probe, results in probes.items() for item in items.not_finite(results)]
     seen = f"{len(found)} numbers are not finite" if len(found) > 1 else "1 number is not finite"
     sentence = f"{seen}, first {found[0]}" if found else "every number is finite"
-    worse = tuple(probe for probe, names in broken.items() if names)
-    return Gate("finite", float(len(found)), 0.0, bool(found), sentence, names=tuple(found), probes=worse)
+    return Gate("finite", float(len(found)), 0.0, bool(found), sentence, names=tuple(found))
 
 
 def nll_rise_gate(rise: float, limit: float) -> Gate:

@@ -42,12 +42,15 @@ def test_a_step_number_that_is_not_finite_goes_back_to_the_parent(field: str, va
 )
 @pytest.mark.parametrize("method", ["gate", "judge"])
 def test_a_measurement_that_is_not_finite_is_refused(method: str, now: dict[str, tuple[float | None, ...]]) -> None:
-    """A None in any core trainer probe is refused by the gate and by the complete judgement, and the item is named."""
+    """A None in any core trainer probe is refused by the gate and by the complete judgement, and the item is named.
+
+    No probe is called worse: what was not measured did not fall.
+    """
     verdict = getattr(WATCHDOG, method)(history(), evidence(results(**now)))
     assert verdict.regressed and verdict.target is RollbackTarget.PARENT
     (probe,) = now
     assert verdict.evidence["gates"][0]["names"] == [f"{probe} of {BROKEN[probe]}"]
-    assert verdict.evidence["fell"] == [probe]
+    assert verdict.evidence["fell"] == []
 
 
 def test_a_batch_without_pairs_has_finite_numbers() -> None:

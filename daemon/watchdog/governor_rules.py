@@ -12,7 +12,10 @@ from daemon.watchdog.governor_situation import MOST_PROBES, Situation
 WARMUP_STEPS = 20
 """Promoted steps before anything is raised: behaviour is not expected to move in the first ones."""
 CHOSEN_FALL, CHOSEN_STEPS = 0.02, 5
-"""Held-out chosen log-probability that falls by more than this (nats per token) over so many steps is falling."""
+"""Held-out chosen log-probability that falls by more than this (nats per token) over so many steps is falling.
+
+Each is taken as the difference from the base on the items that both measured: a mean moves when the suite changes.
+"""
 _OVER = 2 / 3
 """A change is too large above its bound, and over below this share of it: between, nothing is decided."""
 
@@ -35,8 +38,8 @@ def after_rollback(now: Situation) -> list[GovernorDecision]:
         return []
     config = now.config
     until = now.cycle_number + config.hold_cycles - 1
-    fell = f" ({', '.join(last.fell)} fell)" if last.fell else ""
-    why = f"cycle {last.number} was rolled back{fell}"
+    worse = f" (worse: {', '.join(last.fell)})" if last.fell else ""
+    why = f"cycle {last.number} was rolled back{worse}"
     held = f"for cycles {now.cycle_number} to {until}"
     lr = now.bounded(Knob.LR, now.factor(Knob.LR) * 0.5)
     changes: list[tuple[Knob, str | float, str]] = [
@@ -133,11 +136,11 @@ def is_near_too_large(now: Situation) -> bool:
 
 
 def lowered(now: Situation) -> list[Knob]:
-    """Settings that `too_large` holds below normal."""
+    """Settings that `too_large` holds below normal, also while a rollback's decision holds them lower still."""
     found = []
     for knob in (Knob.SCENARIOS, Knob.LR):
-        newest = next((d for d in reversed(now.decisions) if d.knob is knob and d.applied), None)
-        if newest is not None and newest.rule is GovernorRule.TOO_LARGE and now.factor(knob) < 1.0:
+        lasting = now.newest_lasting(knob)
+        if lasting is not None and lasting.rule is GovernorRule.TOO_LARGE and now.factor(knob) < 1.0:
             found.append(knob)
     return found
 
@@ -165,15 +168,15 @@ def _chosen_fall(now: Situation, since: int) -> tuple[str, dict[str, object]] | 
     """Why the chosen answers count as falling, with the numbers; None when they do not."""
     last = now.records[-1] if now.records else None
     if last is not None and last.outcome is Outcome.ROLLED_BACK and "chosen_logp" in last.fell:
-        return f"chosen_logp fell in cycle {last.number}, which was rolled back", {"cycle": last.number}
-    means = [(r.number, r.means["chosen_logp"]) for r in now.promoted(since) if "chosen_logp" in r.means]
-    if len(means) <= CHOSEN_STEPS:
+        return f"chosen_logp was lower in cycle {last.number}, which was rolled back", {"cycle": last.number}
+    found = [(r.number, r.differences["chosen_logp"]) for r in now.promoted(since) if "chosen_logp" in r.differences]
+    if len(found) <= CHOSEN_STEPS:
         return None
-    (first, before), (newest, value) = means[-1 - CHOSEN_STEPS], means[-1]
+    (first, before), (newest, value) = found[-1 - CHOSEN_STEPS], found[-1]
     if before - value <= CHOSEN_FALL:
         return None
-    why = f"chosen_logp fell from {before:.3f} (cycle {first}) to {value:.3f} nats (cycle {newest})"
-    return why, {"cycles": [first, newest], "chosen_logp": [before, value]}
+    why = f"chosen_logp fell from {before:+.3f} (cycle {first}) to {value:+.3f} nats (cycle {newest}) against the base"
+    return why, {"cycles": [first, newest], "difference_from_base": [before, value]}
 
 
 def _bounds(now: Situation) -> dict[str, float]:

@@ -21,6 +21,7 @@ from daemon.config.schedule import plan_step
 from daemon.config.sections import PreferencesConfig
 from daemon.cycle.guard import Pause, before_cycle
 from daemon.cycle.recover import recover
+from daemon.cycle.restore import restore
 from daemon.cycle.restore import verify as verify_rollback
 from daemon.cycle.run import run_cycle
 from daemon.cycle.stages import Stages
@@ -155,20 +156,42 @@ def roll_back(loaded: Loaded, observer: Observer, *, to_cycle: int | None) -> di
         UsageError: there is no such checkpoint, or its files are gone.
     """
     config = loaded.config
-    with _owned(loaded) as (ledger, run, source):
+    with _owned(loaded, damaged_head=True) as (ledger, run, source):
         target = _find_target(ledger, to_cycle)
         _store(config).open(target)  # the head must load at every instant, so look before it moves
+        left = _leave_damaged_head(ledger, _store(config), target)
         stages = _build(config, ledger, run.seed, source, observer)
         try:
             recover(stages)
-            before = ledger.head().version
+            before = left or ledger.head().version
             if target.version == before:
                 raise UsageError(f"{before} is the head already")
-            rollback = ledger.roll_back_head(target, "asked for by an operator")
-            evidence = verify_rollback(stages, rollback, None)
+            if left is None:
+                evidence = verify_rollback(stages, ledger.roll_back_head(target, "asked for by an operator"), None)
+            else:
+                evidence = restore(stages, target, None)
         finally:
             stages.engine.close()
     return {"from": before, "to": target.version, "verified": True, "documents_equal": evidence["nll_items_equal"]}
+
+
+def _leave_damaged_head(ledger: SqlLedger, store: DirectoryStore, target: Checkpoint) -> str | None:
+    """Move the head to `target` before anything is loaded, if it does not verify; the version that it was.
+
+    The way out of a head whose files are damaged: nothing can start from it, and no cycle of it can be finished.
+    """
+    head = ledger.head()
+    try:
+        store.open(head)
+    except CheckpointError as error:
+        if target.version == head.version:
+            raise
+        for cycle in ledger.unfinished():
+            outcome = Outcome.LOST if cycle.state.spends else Outcome.ABANDONED
+            ledger.close(cycle, outcome, f"its parent does not verify any more: {error}")
+        ledger.roll_back_head(target, f"asked for by an operator; {head.version} does not verify: {error}")
+        return head.version
+    return None
 
 
 def export_checkpoint(loaded: Loaded, version_or_cycle: str, directory: Path) -> dict[str, Any]:
@@ -202,8 +225,12 @@ def export_checkpoint(loaded: Loaded, version_or_cycle: str, directory: Path) ->
 
 
 @contextmanager
-def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run, MixtureSource]]:
-    """Hold the run's lock and epoch: everything that can refuse a start without loading a model."""
+def _owned(loaded: Loaded, *, damaged_head: bool = False) -> Iterator[tuple[SqlLedger, Run, MixtureSource]]:
+    """Hold the run's lock and epoch: everything that can refuse a start without loading a model.
+
+    Args:
+        damaged_head: go on with a head that does not verify.
+    """
     config = loaded.config
     prepare_state_dir(config.run.state_dir)
     engine = open_database(config.run.url)
@@ -219,7 +246,8 @@ def _owned(loaded: Loaded) -> Iterator[tuple[SqlLedger, Run, MixtureSource]]:
                 )
             ledger = _acquire(engine, config)
             _hold_out(engine, config, source, run.seed)  # a pack added since `init` brings items of its own
-            _store(config).open(ledger.head())
+            if not damaged_head:
+                _store(config).open(ledger.head())
             yield ledger, run, source
     finally:
         engine.dispose()

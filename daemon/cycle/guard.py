@@ -19,7 +19,7 @@ _EVENTS = {
 }
 
 _WINDOW = 200
-"""Finished cycles since the last change that the breaker looks at; far more than any window it can be given."""
+"""Finished cycles since the last change that the breaker looks at: the largest window it can be given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ def before_cycle(stages: Stages, now: datetime) -> Pause | None:
     known = ledger.breaker()
     breaker = stages.breaker.next(known, ledger.records(_WINDOW, known.since_cycle), now)
     if breaker != known:
+        if breaker.state is BreakerState.OPEN:
+            evaluate_head(stages)  # before the row: a kill in here opens and evaluates again
         ledger.change_breaker(breaker)
         level = "error" if breaker.state is BreakerState.OPEN else "warning"
         stages.observer.log(_EVENTS[breaker.state], level=level, reason=breaker.reason)
-        if breaker.state is BreakerState.OPEN:
-            evaluate_head(stages)
     if breaker.state is not BreakerState.OPEN:
         measure_anchors(stages)
         make_live(stages, ledger.head())  # an anchor may have been live for its measurement

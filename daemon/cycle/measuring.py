@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from daemon.cycle.stages import Stages
 from daemon.domain.lineage import baked
-from daemon.domain.probing import ProbeRequest
+from daemon.domain.probing import CONFIRMATION_SUFFIX, FAILED, ProbeRequest
 from daemon.domain.records import Checkpoint, Cycle
 from daemon.domain.states import ProbeReason
 from daemon.domain.verdicts import Evidence, Suspicion
 
 _FEW = 1
 """At least so many items of each pool: one request of its usual size."""
+_AT_ONCE = 12
+"""Requests of an anchor that are committed together; all of the base's first ones, so that they share their batches."""
 
 
 def measure_candidate(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> None:
@@ -26,12 +28,23 @@ def measure_candidate(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> No
     plan = probes.plan(
         cycle.number, ledger.probe_budget(), ledger.adjustments(cycle), eager=stages.judge.suspects(history)
     )
-    first = [r for r in plan if r.reason is ProbeReason.CORE and not probes.needs_engine(r.probe)]
+    core = [request for request in plan if request.reason is ProbeReason.CORE]
+    first = [request for request in core if not probes.needs_engine(request.probe)]
     _measure(stages, cycle, candidate, first, "probe")
-    evidence = Evidence(ledger.step_report(cycle), ledger.probe_results(candidate.version))
-    if stages.judge.gate(history, evidence) is None:
+    # What needs the engine is recorded all at once: with the core there, everything that was due then is there.
+    if _missing(stages, candidate, core) and stages.judge.gate(history, evidence_of(stages, cycle, candidate)) is None:
         stages.sync_engine(candidate, cycle)
         _measure(stages, cycle, candidate, [request for request in plan if request not in first], "probe")
+
+
+def evidence_of(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Evidence:
+    """What was measured of a candidate, by probes that there still are: a pack removed since could confirm nothing."""
+    known = {request.probe for request in stages.probes.anchor_plan(_FEW)}
+    results = stages.ledger.probe_results(candidate.version)
+    return Evidence(
+        stages.ledger.step_report(cycle),
+        tuple(r for r in results if r.passed is None or r.probe.removesuffix(CONFIRMATION_SUFFIX) in known),
+    )
 
 
 def confirm(stages: Stages, cycle: Cycle, candidate: Checkpoint, suspicion: Suspicion) -> None:
@@ -61,7 +74,8 @@ def measure_anchors(stages: Stages) -> None:
             make_live(stages, anchor)
             if any(stages.probes.needs_engine(request.probe) for request in missing):
                 stages.sync_engine(anchor, None)
-            _measure(stages, None, anchor, missing, "anchor")
+            for part in _batched(missing):  # committed part by part: a restart goes on where it was
+                _measure(stages, None, anchor, part, "anchor")
 
 
 def evaluate_head(stages: Stages) -> None:
@@ -89,6 +103,15 @@ def _measure(
         with stages.stage(cycle, stage) as progress:
             runs = stages.probes.measure(missing, progress)
         stages.ledger.record_probes(checkpoint.version, runs, cycle)
+        for run in runs:
+            if run.skipped is not None and run.skipped.startswith(FAILED):
+                stages.ledger.event("probe_failed", level="warning", cycle=cycle, probe=run.probe, reason=run.skipped)
+                stages.observer.log("probe_failed", level="warning", probe=run.probe, reason=run.skipped)
+
+
+def _batched(requests: Sequence[ProbeRequest]) -> Iterator[Sequence[ProbeRequest]]:
+    """Requests in their order, `_AT_ONCE` at a time."""
+    return (requests[start : start + _AT_ONCE] for start in range(0, len(requests), _AT_ONCE))
 
 
 def _missing(stages: Stages, checkpoint: Checkpoint, requests: Iterable[ProbeRequest]) -> list[ProbeRequest]:

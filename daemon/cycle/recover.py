@@ -8,7 +8,7 @@ probed                   verified (else lost); the verdict is recomputed from st
 
 from __future__ import annotations
 
-from daemon.cycle.measuring import make_live, measure_anchors
+from daemon.cycle.measuring import make_live, measure_anchors, measure_candidate
 from daemon.cycle.restore import verify
 from daemon.cycle.run import decide, evaluate, report_finished, version_of
 from daemon.cycle.stages import Stages
@@ -32,8 +32,7 @@ def recover(stages: Stages) -> None:
         stages.observer.log("cycle_recovered", level="warning", cycle=cycle.number, state=cycle.state, outcome=outcome)
         report_finished(stages, cycle.number, outcome)
     _tidy(stages)
-    for rollback in stages.ledger.pending_rollbacks():
-        verify(stages, rollback, None)
+    _verify_rollbacks(stages)
     measure_anchors(stages)  # again: the head may be another one now
     head = stages.ledger.head()
     make_live(stages, head)
@@ -56,8 +55,21 @@ def _finish(stages: Stages, cycle: Cycle) -> Outcome:
     except CheckpointError as error:
         return stages.ledger.close(cycle, Outcome.LOST, f"the published candidate does not verify: {error}")
     if cycle.state is CycleState.PROBED:
+        measure_candidate(stages, cycle, candidate)  # nothing, unless the program or the suite is another one since
         return decide(stages, cycle, candidate)
     return evaluate(stages, cycle, candidate)
+
+
+def _verify_rollbacks(stages: Stages) -> None:
+    """Finish rollbacks that a kill cut off; one whose target is no longer the head has nothing left to prove."""
+    for rollback in stages.ledger.pending_rollbacks():
+        head = stages.ledger.head().version
+        if rollback.to_version == head:
+            verify(stages, rollback, None)
+        else:
+            stages.ledger.rollback_verified(rollback, {"superseded_by": head})
+        if rollback.cycle_number is not None:
+            report_finished(stages, rollback.cycle_number, Outcome.ROLLED_BACK)
 
 
 def _adopt(stages: Stages, cycle: Cycle) -> Cycle | None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from daemon.cycle.stages import Stages
-from daemon.domain.errors import RestoreError
+from daemon.domain.errors import CheckpointError, RestoreError
 from daemon.domain.lineage import baked
 from daemon.domain.probing import ProbeRequest, ProbeResult
 from daemon.domain.records import Checkpoint, Cycle, PolicyDigests
 from daemon.domain.states import CheckpointState, Outcome, ProbeReason, RollbackTarget
 from daemon.domain.verdicts import Rollback, Verdict
+
+MAX_ROUNDING = 1e-3
+"""Largest difference in a document's NLL, nats per token, that another machine or library version may make."""
+
+_Values = Mapping[str, float | None]
 
 
 def roll_back(stages: Stages, cycle: Cycle, verdict: Verdict) -> Outcome:
@@ -23,12 +28,39 @@ def roll_back(stages: Stages, cycle: Cycle, verdict: Verdict) -> Outcome:
     Raises:
         RestoreError: what is live now is not what the target's records say.
     """
-    assert verdict.to_version is not None, "a verdict to roll back names its target"
-    target = stages.ledger.checkpoint(verdict.to_version)
+    target, verdict = _sound_target(stages, cycle, verdict)
     rollback = stages.ledger.roll_back(cycle, verdict, target)
     stages.observer.log("rolled_back", level="warning", to=target.version, reason=verdict.reason)
     verify(stages, rollback, cycle)
     return Outcome.ROLLED_BACK
+
+
+def _sound_target(stages: Stages, cycle: Cycle, verdict: Verdict) -> tuple[Checkpoint, Verdict]:
+    """The verdict's target if its files are sound, else the next older anchor's: the head must load at every instant.
+
+    Raises:
+        CheckpointError: not even the base verifies; nothing has moved.
+    """
+    assert verdict.to_version is not None, "a verdict to roll back names its target"
+    lineage = [checkpoint.version for checkpoint in stages.ledger.lineage()]
+    wanted = lineage.index(verdict.to_version)
+    older = [a.version for a in stages.ledger.history(cycle).anchors if lineage.index(a.version) > wanted]
+    damage: list[str] = []
+    for version in (verdict.to_version, *older):
+        try:
+            stages.store.verify(version)
+        except CheckpointError as error:
+            damage.append(str(error))
+            stages.ledger.event(
+                "rollback_target_damaged", level="error", cycle=cycle, version=version, reason=str(error)
+            )
+            stages.observer.log("rollback_target_damaged", level="error", version=version, reason=str(error))
+            continue
+        if damage:
+            reason = f"{verdict.reason}; instead to {version}, because {verdict.to_version} does not verify"
+            verdict = replace(verdict, to_version=version, reason=reason)
+        return stages.ledger.checkpoint(version), verdict
+    raise CheckpointError("; ".join(damage))
 
 
 def find_anchor(stages: Stages, anchor: RollbackTarget) -> Checkpoint:
@@ -56,7 +88,7 @@ def restore(stages: Stages, target: Checkpoint, cycle: Cycle | None) -> Mapping[
         The proof: digests, the engine check, and how many held-out documents gave exactly their stored NLL.
 
     Raises:
-        RestoreError: a digest or a stored measurement differs by as much as one bit.
+        RestoreError: a digest differs by as much as one bit, or a stored measurement by more than rounding.
         StaleEngineError: the engine does not hold the restored weights.
     """
     with stages.stage(cycle, "restore"):
@@ -70,17 +102,39 @@ def restore(stages: Stages, target: Checkpoint, cycle: Cycle | None) -> Mapping[
     with stages.stage(cycle, "verify") as progress:
         (run,) = stages.probes.measure([ProbeRequest("nll", ProbeReason.ANCHOR)], progress)
     measured = _nll(run.results)
-    for item, value in measured.items():
-        if item in stored and stored[item] != value:
-            raise RestoreError(
-                f"{target.version}: held-out document {item} now has NLL {value!r}, its record says {stored[item]!r}"
-            )
+    difference = _compare(stages, target, cycle, stored, measured)
     return {
         "weights_digest": live.weights,
         "optimizer_digest": live.optimizer,
         "engine": asdict(check),
-        "nll_items_equal": len(measured.keys() & stored.keys()),
+        "nll_items_equal": sum(measured[item] == stored[item] for item in measured.keys() & stored.keys()),
+        "nll_max_difference": difference,
     }
+
+
+def _compare(stages: Stages, target: Checkpoint, cycle: Cycle | None, stored: _Values, measured: _Values) -> float:
+    """The largest difference between a restored policy's NLL and its record; 0.0 but after a change of numerics.
+
+    The weights' digests are equal here. What then still differs is the machine or a library, which rounds otherwise:
+    that is said, and no reason to stand still.
+
+    Raises:
+        RestoreError: the difference is larger than rounding can be.
+    """
+    differing = [item for item in sorted(measured.keys() & stored.keys()) if measured[item] != stored[item]]
+    largest = 0.0
+    for item in differing:
+        now, then = measured[item], stored[item]
+        if now is None or then is None or abs(now - then) > MAX_ROUNDING:
+            raise RestoreError(
+                f"{target.version}: held-out document {item} now has NLL {now!r}, its record says {then!r}"
+            )
+        largest = max(largest, abs(now - then))
+    if differing:
+        payload = {"version": target.version, "items": len(differing), "max_difference": largest}
+        stages.ledger.event("numerics_changed", level="warning", cycle=cycle, **payload)
+        stages.observer.log("numerics_changed", level="warning", **payload)
+    return largest
 
 
 def _nll(results: tuple[ProbeResult, ...]) -> dict[str, float | None]:

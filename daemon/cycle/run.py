@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from daemon.cycle.measuring import confirm, measure_candidate
+from daemon.cycle.measuring import confirm, evidence_of, measure_candidate
 from daemon.cycle.restore import find_anchor, roll_back
 from daemon.cycle.stages import Stages
 from daemon.domain.diversity import measure
@@ -21,7 +21,7 @@ from daemon.domain.errors import DiskError, DreamdError, FencedError, NonFiniteE
 from daemon.domain.lineage import kept
 from daemon.domain.records import Adjustments, Checkpoint, Cycle, ImportedSource
 from daemon.domain.states import CheckpointState, CycleState, ImportKind, Outcome
-from daemon.domain.verdicts import Evidence, Suspicion, Verdict
+from daemon.domain.verdicts import Suspicion, Verdict
 from daemon.ports import Catalogue
 
 GOVERNOR_WINDOW = 40
@@ -177,8 +177,7 @@ def decide(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Outcome:
 
 
 def _judge(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Verdict | Suspicion:
-    evidence = Evidence(stages.ledger.step_report(cycle), stages.ledger.probe_results(candidate.version))
-    return stages.judge.judge(stages.ledger.history(cycle), evidence)
+    return stages.judge.judge(stages.ledger.history(cycle), evidence_of(stages, cycle, candidate))
 
 
 def prune(stages: Stages) -> None:

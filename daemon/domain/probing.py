@@ -28,6 +28,10 @@ CONFIRMATION_SUFFIX = ".confirmation"
 """`accept.confirmation` is the probe `accept` on fresh prompts of the reserve."""
 
 
+FAILED = "failed: "
+"""How `ProbeRun.skipped` begins when measuring raised an error that nothing else depends on."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeRequest:
     """A probe to be measured on the live policy."""

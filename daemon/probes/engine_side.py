@@ -61,7 +61,8 @@ class EngineProbes:
 
     def items(self, request: ProbeRequest) -> tuple[str, ...]:
         """Names of what a request measures."""
-        return tuple(_name(scenario) for scenario in self.batch(request))
+        version = self.version_of(request)
+        return tuple(_name(scenario, version) for scenario in self.batch(request))
 
     def version_of(self, request: ProbeRequest) -> str:
         """Hash of all items that the request could ask, their rules, and the longest answer."""
@@ -91,8 +92,8 @@ class EngineProbes:
         )
         by_ordinal = {judgement.ordinal: judgement for judgement in judgements}
         results = tuple(
-            _result(result_name(request), scenario, completion, by_ordinal.get(completion.ordinal))
-            for scenario, completion in zip(scenarios, completions, strict=True)
+            _result(result_name(request), item, completion, by_ordinal.get(completion.ordinal))
+            for item, completion in zip(self.items(request), completions, strict=True)
         )
         own = request.reason is not ProbeReason.CONFIRMATION or self._reserves.get(request.probe)
         notes = [_unjudged(results), None if own else "it has no reserve: these prompts are of its pool"]
@@ -141,10 +142,10 @@ def is_degenerate(answer: Generation | Completion) -> bool:
     return not answer.text.strip() or repeated > DEGENERATE_REPEAT
 
 
-def _result(probe: str, scenario: Scenario, completion: Completion, judgement: Judgement | None) -> ProbeResult:
+def _result(probe: str, item: str, completion: Completion, judgement: Judgement | None) -> ProbeResult:
     return ProbeResult(
         probe=probe,
-        item=_name(scenario),
+        item=item,
         value=judgement.score if judgement else None,
         passed=judgement.passed if judgement else None,
         detail={
@@ -168,5 +169,9 @@ def _version(pool: Sequence[Scenario], config: ProbesConfig) -> str:
     return digest("pool", [rules, config.max_new_tokens])
 
 
-def _name(scenario: Scenario) -> str:
-    return f"{scenario.template}#{scenario.content_hash[:12]}"
+def _name(scenario: Scenario, version: str) -> str:
+    """An item's name, with its pool's: in another pool, or under another rule, it is another item, measured anew.
+
+    Failure rates are compared over pools, and an anchor's must be of the pool that candidates are asked from.
+    """
+    return f"{scenario.template}#{scenario.content_hash[:12]}@{version[:8]}"

@@ -15,8 +15,9 @@ from itertools import groupby
 from time import monotonic
 
 from daemon.config.watching import ProbesConfig
+from daemon.domain.errors import EngineError, StopRequested
 from daemon.domain.hashing import digest
-from daemon.domain.probing import CONFIRMATION_SUFFIX, ProbeBudget, ProbeRequest, ProbeRun
+from daemon.domain.probing import CONFIRMATION_SUFFIX, FAILED, ProbeBudget, ProbeRequest, ProbeRun
 from daemon.domain.records import Adjustments, Checkpoint, EngineCheck, Scenario
 from daemon.domain.states import ProbeReason
 from daemon.ports import Encoder, Engine, Inspector, Policy, Preferences, ProgressCallback
@@ -24,7 +25,7 @@ from daemon.probes import names, proof, schedule
 from daemon.probes.engine_side import EngineProbes, result_name
 from daemon.probes.style import style
 from daemon.probes.suite import Suite, select
-from daemon.probes.trainer_side import TrainerProbes
+from daemon.probes.trainer_side import Measured, TrainerProbes
 
 
 class HeldOutProbes:
@@ -117,13 +118,24 @@ class HeldOutProbes:
             versions = [self._generated.version_of(request) for request in requests]
         else:
             (request,) = requests
-            measured = [self._trainer.measure(request.probe, lambda done: progress(done, 0))]
+            measured = [self._measure_trainer(request.probe, progress)]
             versions = [self._trainer.version_of(request.probe)]
         seconds = monotonic() - start
         answered = sum(len(results) for results, _ in measured)
         for request, version, (results, skipped) in zip(requests, versions, measured, strict=True):
             share = seconds * len(results) / answered if answered else seconds / len(requests)
             yield ProbeRun(request.probe, request.reason, request.turn, version, results, share, skipped)
+
+    def _measure_trainer(self, probe: str, progress: ProgressCallback) -> Measured:
+        try:
+            return self._trainer.measure(probe, lambda done: progress(done, 0))
+        except (StopRequested, EngineError):
+            raise
+        except Exception as error:
+            if probe in names.CORE_TRAINER:
+                raise
+            # Nobody decides by it, and it may need much memory: without it a cycle is still a sound one.
+            return (), f"{FAILED}{type(error).__name__}: {error}"
 
 
 def _part(progress: ProgressCallback, before: int, size: int, whole: int) -> ProgressCallback:

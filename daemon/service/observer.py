@@ -16,7 +16,7 @@ from daemon.service.notify import Notifier
 from daemon.service.stop import StopFlag
 
 INTERRUPTIBLE: Final = frozenset(
-    {"load trainer", "load engine", "sample", "sweep", "judge", "probe", "anchor", "engine"}
+    {"load trainer", "load engine", "sample", "sweep", "judge", "probe", "confirm", "anchor", "engine"}
 )
 """Stages that a stop may break off: nothing is spent yet, or what they measure is measured at the next start.
 

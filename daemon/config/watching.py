@@ -68,7 +68,7 @@ class WatchdogConfig(Section):
     warmup_cycles: Annotated[int, Field(ge=0)] = 20
     """Promoted cycles before pass rates decide; until then hard gates and margins only."""
     reference_items: Annotated[int, Field(ge=20, le=400)] = 400
-    """Held-out prompts per pass/fail probe that an anchor's failure rate is taken from; nine tenths judged are enough."""
+    """Held-out prompts per pass/fail probe that an anchor's failure rate is taken from; nine tenths judged suffice."""
     odds_ratio: Annotated[float, Field(gt=1.0)] = 2.25
     """What the CUSUM looks for: failure odds this many times the anchor's (10 % to 20 % is 2.25)."""
     cusum_threshold: Annotated[float, Field(gt=0.0)] = 3.0

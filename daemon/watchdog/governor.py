@@ -1,6 +1,7 @@
 """The governor: changes a few settings, within bounds, for reasons that are recorded.
 
-The newest decision on a setting holds, to its last cycle; then the setting is normal again. No rule changes a
+The newest decision on a setting holds, to its last cycle; then the setting is normal again, or as low as a lasting
+decision before it says. No rule changes a
 setting twice within `hold_cycles`, except after a rollback. docs/governor.md lists rules and bounds.
 """
 

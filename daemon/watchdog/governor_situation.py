@@ -54,12 +54,18 @@ class Situation:
     def value(self, knob: Knob) -> Value:
         """What its newest decision says, to its last cycle, within bounds; the neutral value without one.
 
-        A decision that was advice only never counts, and none does unless the governor acts.
+        After a decision's last cycle the newest lasting one is in force again where it lowers the setting, never where
+        it raises it. A decision that was advice only never counts, and none does unless the governor acts.
         """
-        newest = next((d for d in reversed(self.decisions) if d.knob is knob and d.applied), None)
-        if self.config.mode is not GovernorMode.ACT or newest is None or self._is_over(newest):
+        found = [d for d in self.decisions if d.knob is knob and d.applied and self._is_meant(d)]
+        if self.config.mode is not GovernorMode.ACT or not found:
             return neutral(knob)
-        return self.bounded(knob, newest.to_value)
+        if not self._is_over(found[-1]):
+            return self.bounded(knob, found[-1].to_value)
+        lasting = self.newest_lasting(knob)
+        if lasting is None or lasting.to_value is None or knob not in FACTORS:
+            return neutral(knob)
+        return self.bounded(knob, min(1.0, float(lasting.to_value)))
 
     def factor(self, knob: Knob) -> float:
         """`value` of one of `FACTORS`."""
@@ -126,11 +132,21 @@ class Situation:
         """The newest decision by one of these rules, advice included."""
         return next((d for d in reversed(self.decisions) if d.rule in rules), None)
 
+    def newest_lasting(self, knob: Knob) -> GovernorDecision | None:
+        """The newest decision on this setting that holds until changed, advice excluded."""
+        return next(
+            (d for d in reversed(self.decisions) if d.knob is knob and d.applied and d.until_cycle is None), None
+        )
+
     def promoted(self, since: int = 0) -> list[CycleRecord]:
         """Promoted cycles from number `since` on, after the last rollback: what came before it is another policy."""
         rolled_back = max((r.number for r in self.records if r.outcome is Outcome.ROLLED_BACK), default=0)
         first = max(since, rolled_back + 1)
         return [r for r in self.records if r.outcome is Outcome.PROMOTED and r.number >= first]
+
+    def _is_meant(self, decision: GovernorDecision) -> bool:
+        """Whether it was made for what is configured now: it replaced one objective, not that of every later phase."""
+        return decision.knob is not Knob.OBJECTIVE or decision.from_value == str(self.base.objective)
 
     def _is_over(self, decision: GovernorDecision) -> bool:
         return decision.until_cycle is not None and self.cycle_number > decision.until_cycle

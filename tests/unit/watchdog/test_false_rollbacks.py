@@ -77,6 +77,6 @@ def test_restless_chosen_answers_are_not_called_falling() -> None:
 
 
 def test_chosen_answers_that_fall_are_caught_by_the_sixth_cycle() -> None:
-    """0.02 nats less in every cycle, 200 runs: each is refused by the sixth cycle, at least nine in ten by the fifth."""
+    """0.02 nats less in every cycle, 200 runs: each is refused by the sixth cycle, nine in ten by the fifth."""
     first = [_caught(_chosen(1.0, 12, seed, drift=-0.02))[0] for seed in range(200)]
     assert max(first) <= 6 and sum(found <= 5 for found in first) >= 180

@@ -119,11 +119,12 @@ class Watchdog:
             gates.update_norm_gate(step.update_rms_over_lr, history.update_rms_over_lr, config.max_update_norm_ratio),
             gates.batch_gate(step, history.batch_logprobs, config.max_batch_shift),
         )
+        kinds = margins.kinds_of(matched[items.NLL][CANDIDATE])
         numbers = {
+            "not_looked_at": margins.not_looked_at(kinds),
             "means": figures.means(sides, items.TRAINER_PROBES),
             "differences": figures.differences(sides, items.TRAINER_PROBES),
         }
-        kinds = margins.kinds_of(matched[items.NLL][CANDIDATE])
         return _Trainer(looked_at, margins.look(nll, kinds, sycophancy, config), numbers)
 
     def _engine_gates(
@@ -155,6 +156,7 @@ def _with_others(numbers: Mapping[str, Any], sides: Sides) -> dict[str, Any]:
     """The trainer's means and differences, and those of the probes that came later."""
     others = figures.averaged(sides) - {*items.TRAINER_PROBES}
     return {
+        **numbers,
         "means": numbers["means"] | figures.means(sides, others),
         "differences": numbers["differences"] | figures.differences(sides, items.INFORMATIVE_PROBES),
     }

@@ -128,6 +128,20 @@ def look(nll: Values, kinds: Mapping[str, str], sycophancy: Values, config: Watc
     return tuple(found)
 
 
+def not_looked_at(kinds: Mapping[str, str]) -> dict[str, str]:
+    """The margins of kinds that have too few documents, by name, with the reason.
+
+    Args:
+        kinds: document -> its kind, for those that have one.
+    """
+    counts = {kind: len(documents) for kind, documents in sorted(_grouped(kinds).items())}
+    return {
+        f"{items.NLL}:{kind}": f"{count} document{'s' if count > 1 else ''}, {MIN_OF_KIND} needed"
+        for kind, count in counts.items()
+        if count < MIN_OF_KIND
+    }
+
+
 def kinds_of(results: Results) -> dict[str, str]:
     """Document -> its kind, where the measurement says it."""
     found = {item: result.detail.get("kind") for item, result in results.items()}

@@ -113,11 +113,20 @@ def test_a_loss_in_one_kind_of_text_alone(
 
 
 def test_a_kind_with_few_documents_is_not_looked_at_alone() -> None:
-    """5 documents of a kind are too few for a margin of their own, 6 are enough; unnamed kinds have none."""
-    few, enough = (history(parent=kinds(n), baked=kinds(n), base=kinds(n)) for n in (5, 6))
-    assert set(verdict_of(few, evidence(kinds(5))).evidence["margins"]) == {"nll", "sycophancy"}
-    found = verdict_of(enough, evidence(kinds(6))).evidence["margins"]
-    assert set(found) == {"nll", "sycophancy", *(f"nll:{kind}" for kind in KINDS)}
+    """5 documents of a kind are too few for a margin of their own, and the evidence says so; 6 are enough.
+
+    Documents of no kind have no such margin, and nothing to say. A refusal by the trainer's probes says the same.
+    """
+    one, few, enough = (history(parent=kinds(n), baked=kinds(n), base=kinds(n)) for n in (1, 5, 6))
+    found = verdict_of(few, evidence(kinds(5))).evidence
+    assert set(found["margins"]) == {"nll", "sycophancy"}
+    assert found["not_looked_at"] == {f"nll:{kind}": "5 documents, 6 needed" for kind in KINDS}
+    assert verdict_of(one, evidence(kinds(1))).evidence["not_looked_at"]["nll:code"] == "1 document, 6 needed"
+    refusal = WATCHDOG.gate(few, evidence(kinds(5, code=3.0)))
+    assert refusal is not None and refusal.evidence["not_looked_at"] == found["not_looked_at"]
+    found = verdict_of(enough, evidence(kinds(6))).evidence
+    assert set(found["margins"]) == {"nll", "sycophancy", *(f"nll:{kind}" for kind in KINDS)}
+    assert found["not_looked_at"] == verdict_of(history(), evidence()).evidence["not_looked_at"] == {}
     assert set(verdict_of(history(), evidence()).evidence["margins"]) == {"nll", "sycophancy"}
 
 

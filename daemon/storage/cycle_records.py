@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from statistics import median
 
 import sqlalchemy as sa
@@ -10,6 +11,7 @@ from sqlalchemy import Connection
 from daemon.domain.probing import ProbeBudget
 from daemon.domain.states import CycleState, Outcome, ProbeReason
 from daemon.domain.verdicts import CycleRecord
+from daemon.storage import history
 from daemon.storage.kinds import PROBE_STAGES
 from daemon.storage.rows import AnyRow
 from daemon.storage.tables import cycles, probe_runs, steps, verdicts
@@ -35,7 +37,10 @@ def budget(connection: Connection, run_id: int) -> ProbeBudget:
 
 
 def records(connection: Connection, run_id: int, limit: int, after_cycle: int) -> tuple[CycleRecord, ...]:
-    """The newest `limit` finished cycles after `after_cycle`, oldest first."""
+    """The newest `limit` finished cycles after `after_cycle`, oldest first.
+
+    A promoted cycle that any rollback undid since has no means and differences: the model is not where they were.
+    """
     found = connection.execute(
         sa.select(cycles, steps.c.lr, verdicts.c.evidence)
         .outerjoin(steps, (steps.c.run_id == cycles.c.run_id) & (steps.c.cycle == cycles.c.number))
@@ -44,13 +49,15 @@ def records(connection: Connection, run_id: int, limit: int, after_cycle: int) -
         .order_by(cycles.c.number.desc())
         .limit(limit)
     ).all()
-    return tuple(_record(row) for row in reversed(found))
+    lineage = {checkpoint.version for checkpoint in history.head_lineage(connection, run_id)} if found else set()
+    return tuple(_record(row, lineage) for row in reversed(found))
 
 
-def _record(row: AnyRow) -> CycleRecord:
-    # What the verdict computed, to the bit: an average by the database would depend on the order of its rows.
-    evidence = row.evidence or {}
+def _record(row: AnyRow, lineage: Collection[str]) -> CycleRecord:
     outcome = Outcome(row.outcome)
+    undone = outcome is Outcome.PROMOTED and row.candidate_version not in lineage
+    # What the verdict computed, to the bit: an average by the database would depend on the order of its rows.
+    evidence = {} if undone else row.evidence or {}
     means = {probe: of["now"] for probe, of in evidence.get("means", {}).items() if of.get("now") is not None}
     return CycleRecord(
         number=row.number,

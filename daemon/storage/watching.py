@@ -21,7 +21,7 @@ NEVER_CHANGED = Breaker(BreakerState.CLOSED, "", 0)
 """The breaker of a run that it never opened for."""
 
 NUM_DECISIONS = 200
-"""Newest decisions that the governor is shown."""
+"""Newest decisions that the governor is shown, whatever they are."""
 
 _EVENTS = {
     BreakerState.OPEN: ("breaker_opened", "error"),
@@ -91,10 +91,19 @@ def adjustments(connection: Connection, run_id: int, number: int) -> Adjustments
 
 
 def decisions(connection: Connection, run_id: int) -> tuple[GovernorDecision, ...]:
-    """The newest `NUM_DECISIONS`, oldest first."""
-    newest = sa.select(governor_decisions).where(governor_decisions.c.run_id == run_id)
-    found = connection.execute(newest.order_by(governor_decisions.c.id.desc()).limit(NUM_DECISIONS)).all()
-    return tuple(watching_rows.decision_of(row) for row in reversed(found))
+    """The newest `NUM_DECISIONS`, and of each knob the newest applied one and the newest applied that lasts; by age.
+
+    A lasting decision holds until the next one on its knob, however many decisions on others come in between; and one
+    that is temporary hides it for a time only.
+    """
+    table = governor_decisions
+    of_run = table.c.run_id == run_id
+    newest = sa.select(table.c.id).where(of_run).order_by(table.c.id.desc()).limit(NUM_DECISIONS)
+    wanted = set(connection.scalars(newest))
+    applied = sa.select(sa.func.max(table.c.id)).where(of_run, table.c.applied).group_by(table.c.knob)
+    wanted |= {*connection.scalars(applied), *connection.scalars(applied.where(table.c.until_cycle.is_(None)))}
+    found = connection.execute(sa.select(table).where(table.c.id.in_(wanted)).order_by(table.c.id))
+    return tuple(watching_rows.decision_of(row) for row in found)
 
 
 def resting(connection: Connection, run_id: int, number: int) -> list[Values]:

@@ -179,10 +179,26 @@ def test_decisions_are_recorded_with_the_cycle_they_are_for(ledger: SqlLedger, e
 
 
 def test_the_governor_sees_its_newest_200_decisions(ledger: SqlLedger) -> None:
-    """Of 201 the oldest is left out."""
-    many = [make_decision(to_value=float(index)) for index in range(201)]
+    """Of 201 pieces of advice the oldest is left out."""
+    many = [make_decision(to_value=float(index), applied=False) for index in range(201)]
     ledger.open_cycle(head=ledger.head(), run_seed=7, config={}, decisions=many)
     assert [decision.to_value for decision in ledger.governor_decisions()] == [float(index) for index in range(1, 201)]
+
+
+def test_the_governor_sees_what_still_holds_however_old(ledger: SqlLedger) -> None:
+    """The newest applied decision of each knob, and the newest of these that lasts, come before the newest 200.
+
+    Neither what these replaced nor old advice does.
+    """
+    replaced = make_decision(to_value=0.5, until_cycle=None)
+    lasting = make_decision(to_value=0.25, until_cycle=None)
+    temporary = make_decision(to_value=0.125)
+    objective = make_decision(knob=Knob.OBJECTIVE, from_value="orpo", to_value="dpop", until_cycle=None)
+    advice = make_decision(knob=Knob.FAVOUR, from_value=None, to_value="coding", applied=False)
+    many = [make_decision(knob=Knob.PROBES, to_value=float(index), applied=False) for index in range(200)]
+    decisions = [replaced, objective, lasting, advice, temporary, *many]
+    ledger.open_cycle(head=ledger.head(), run_seed=7, config={}, decisions=decisions)
+    assert ledger.governor_decisions() == (objective, lasting, temporary, *many)
 
 
 def test_the_breakers_newest_state_holds(ledger: SqlLedger, engine: Engine) -> None:
@@ -322,6 +338,23 @@ def test_records_of_finished_cycles(ledger: SqlLedger) -> None:
     assert ledger.records(10) == (rolled_back, skipped, promoted)
     assert ledger.records(2) == (skipped, promoted)
     assert ledger.records(10, after_cycle=2) == (promoted,)
+
+
+def test_an_undone_cycle_has_no_figures(ledger: SqlLedger) -> None:
+    """After an operator's rollback to cycle 1 nothing is decided by the figures of cycle 2, the outcome stays.
+
+    The figures of a cycle that the watchdog refused stay too: they are why.
+    """
+    figures = {"means": {"kl": {"now": 0.3}}, "differences": {"nll": -0.25}}
+    for _ in range(2):
+        ledger.promote(drive_to(ledger, CycleState.PROBED), make_verdict(evidence=figures))
+    ledger.roll_back(drive_to(ledger, CycleState.PROBED), replace(ROLL_BACK, evidence=figures), ledger.head())
+    ledger.roll_back_head(ledger.checkpoint("cycle-000001"), "its KL")
+    first, second, third = ledger.records(10)
+    assert (first.means, first.differences) == (third.means, third.differences) == ({"kl": 0.3}, {"nll": -0.25})
+    assert (second.outcome, second.means, second.differences) == (Outcome.PROMOTED, {}, {})
+    ledger.roll_back_head(ledger.checkpoint("cycle-000002"), "it was right")
+    assert ledger.records(10)[1].means == {"kl": 0.3}
 
 
 def test_the_probes_share_of_each_cycle(ledger: SqlLedger, engine: Engine) -> None:

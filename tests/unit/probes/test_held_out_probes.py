@@ -113,7 +113,8 @@ def test_a_pool_goes_round() -> None:
         assert bench.probes.items(ProbeRequest("accept", CORE, turn, count)) == {
             ("accept", r.item) for r in run.results
         }
-        return [result.item for result in run.results]
+        assert {result.item.split("@")[1] for result in run.results} == {run.suite_version[:8]}
+        return [result.item.split("@")[0] for result in run.results]
 
     names = [f"accept#{scenario.content_hash[:12]}" for scenario in scenarios("accept", 10)]
     assert asked(0) == names[:4]
@@ -138,8 +139,10 @@ def test_a_confirmation_asks_the_reserve() -> None:
     requests = [ProbeRequest(probe, FRESH, 1, 5) for probe in ("accept", "push_back")]
     run, other = bench.probes.measure(requests, ignore)
     expected = [f"accept-reserve#{scenario.content_hash[:12]}" for scenario in scenarios("accept-reserve", 20)[5:10]]
-    assert [(r.probe, r.item) for r in run.results] == [("accept.confirmation", item) for item in expected]
-    assert bench.probes.items(requests[0]) == {("accept.confirmation", item) for item in expected}
+    assert [(r.probe, r.item.split("@")[0]) for r in run.results] == [
+        ("accept.confirmation", item) for item in expected
+    ]
+    assert bench.probes.items(requests[0]) == {(result.probe, result.item) for result in run.results}
     assert (run.probe, other.probe, run.turn) == ("accept", "push_back", 1)
     assert run.suite_version != usual.suite_version
 

@@ -111,7 +111,7 @@ def test_a_file_without_items_is_an_error(tmp_path: Path, content: str, message:
 
 def test_a_missing_file_and_a_name_used_twice_are_errors(tmp_path: Path) -> None:
     """A path that is wrong, and two suites whose items could be taken for each other's."""
-    with pytest.raises(PackError, match=r"nowhere\.yaml: .*check probes.suites"):
+    with pytest.raises(PackError, match=r"nowhere\.yaml: .*take it out of probes.suites"):
         load_suite([tmp_path / "nowhere.yaml"])
     with pytest.raises(PackError, match=r"b\.yaml: suite clinic is also in .*a\.yaml"):
         load_suite([write(tmp_path, WHOLE, "a.yaml"), write(tmp_path, WHOLE, "b.yaml")])

@@ -1,11 +1,12 @@
 """`make sabotage`: does the watchdog catch what is done to a real run, and is what it restores equal to its target?
 
-    clean run ---copy---> sabotage 1, until the first rollback or failure, at most --most-cycles
+    clean run ---copy---> control: nothing is done to it, --most-cycles
+              `--copy---> sabotage 1, until the first rollback or failure, at most --most-cycles
               `--copy---> sabotage 2 ...
                                       -> a Markdown table
 
 Every part is a process of its own and goes on where it is: started again after a kill, nothing is repeated but the
-cycle that was cut off. `--part NAME` runs one part alone.
+cycle that was cut off. `--part NAME` runs one part alone. A part that crashed stays so until its directory is deleted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import sabotage_report as report
-from benchmarks.sabotage_faults import Sabotage, sabotages
+from benchmarks.sabotage_faults import CONTROL, Sabotage, sabotages
 from daemon import app
 from daemon.config import Loaded, load_config
 from daemon.cycle.stages import Stages
@@ -61,12 +62,16 @@ class Watcher:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run every part that is not done yet, then print the table; 1 when a part failed."""
+    """Run every part that is not done yet, then print the table.
+
+    Returns:
+        1 when a part crashed or is not finished, or the control was rolled back.
+    """
     options = _parser().parse_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     if options.part == TABLE:
-        _say(_table(options))
-    elif options.part is not None:
+        return _print_table(options)
+    if options.part is not None:
         _run_part(options, options.part)
     else:
         return _run_all(options, list(sys.argv[1:] if arguments is None else arguments))
@@ -76,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_all(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Each part in a process of its own: an engine is never made twice in one."""
     failed = []
-    for part in (CLEAN, *(sabotage.name for sabotage in sabotages()), TABLE):
+    control = () if options.skip_control else (CONTROL.name,)
+    for part in (CLEAN, *control, *(sabotage.name for sabotage in sabotages()), TABLE):
         _say(f"== {part}")
         command = [sys.executable, "-m", "benchmarks.sabotage", *arguments, "--part", part]
         try:
@@ -95,7 +101,7 @@ def _run_part(options: argparse.Namespace, part: str) -> None:
     if part == CLEAN:
         _run_clean(options)
     else:
-        _run_sabotage(options, next(sabotage for sabotage in sabotages() if sabotage.name == part))
+        _run_sabotage(options, next(sabotage for sabotage in (CONTROL, *sabotages()) if sabotage.name == part))
 
 
 def _run_clean(options: argparse.Namespace) -> None:
@@ -114,7 +120,7 @@ def _run_sabotage(options: argparse.Namespace, sabotage: Sabotage) -> None:
     loaded = _loaded(options, sabotage.name, sabotage.flags)
     done = report.finished(loaded, after)
     missing = options.most_cycles - len(done)
-    if missing <= 0 or any(row.outcome in report.CAUGHT for row in done):
+    if missing <= 0 or any(row.outcome in report.ENDED for row in done):
         return
     stop = StopFlag()
     built: list[Stages] = []
@@ -123,7 +129,7 @@ def _run_sabotage(options: argparse.Namespace, sabotage: Sabotage) -> None:
         built.append(sabotage.prepare(stages))
         return built[-1]
 
-    _dream(loaded, Watcher(stop, report.CAUGHT), stop, missing, prepare)
+    _dream(loaded, Watcher(stop, report.ENDED), stop, missing, prepare)
     for stages in built:  # what is live in memory now, after all that happened to it
         report.write_live(options.work / sabotage.name / _LIVE, stages.policy.version, stages.policy.digests())
 
@@ -161,18 +167,23 @@ def _link_or_copy(source: str, target: str) -> str:
     return str(shutil.copy2(source, target))
 
 
-def _table(options: argparse.Namespace) -> str:
-    rows = []
-    for sabotage in sabotages():
-        directory = options.work / sabotage.name
-        if directory.exists():
-            after = int((directory / _STARTED).read_text(encoding="utf-8"))
-            loaded = _loaded(options, sabotage.name, sabotage.flags)
-            caught = report.catch(loaded, after, report.read_live(directory / _LIVE))
-            under = report.finished(loaded, after)
-            rows.append(report.Row(sabotage.name, sabotage.what, after, under, caught))
-    clean = report.clean_summary(report.finished(_loaded(options, CLEAN, ())))
-    return f"\n{report.sabotage_table(rows)}\n\n{clean}"
+def _print_table(options: argparse.Namespace) -> int:
+    rows = [_row(options, part) for part in (CONTROL, *sabotages()) if (options.work / part.name).exists()]
+    _say(f"\n{report.sabotage_table(rows)}\n")
+    if not any(row.is_control for row in rows):
+        _say("There is no control: what would have been rolled back anyway is not known.\n")
+    _say(report.clean_summary(report.finished(_loaded(options, CLEAN, ()))))
+    return 0 if all(row.counts for row in rows) else 1
+
+
+def _row(options: argparse.Namespace, part: Sabotage) -> report.Row:
+    directory = options.work / part.name
+    after = int((directory / _STARTED).read_text(encoding="utf-8"))
+    loaded = _loaded(options, part.name, part.flags)
+    live = report.read_live(directory / _LIVE)
+    ending = report.ending(loaded, after, live, step_refused=part.step_refused)
+    cycles = report.finished(loaded, after)
+    return report.Row(part.name, part.what, after, cycles, ending, options.most_cycles, part is CONTROL)
 
 
 def _loaded(options: argparse.Namespace, part: str, flags: Sequence[str]) -> Loaded:
@@ -215,7 +226,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warmup-cycles", type=int, default=20)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any other setting")
     parser.add_argument("--part-timeout-s", type=float, default=4 * 3600.0, help="longest time of one part")
-    names = [sabotage.name for sabotage in sabotages()]
+    parser.add_argument("--skip-control", action="store_true", help="no cycles of a copy that nothing is done to")
+    names = [part.name for part in (CONTROL, *sabotages())]
     parser.add_argument("--part", choices=(CLEAN, *names, TABLE), help="this part alone, in this process")
     return parser
 

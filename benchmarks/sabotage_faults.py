@@ -30,6 +30,12 @@ class Sabotage:
     flags: tuple[str, ...] = ()
     """Settings, as for `--set`."""
     prepare: Callable[[Stages], Stages] = lambda stages: stages
+    step_refused: bool = False
+    """Caught when the step itself is refused for a gradient that is not finite, before there is a candidate."""
+
+
+CONTROL = Sabotage("control", "nothing: the same copy, as many cycles")
+"""What the watchdog has to leave alone, or its catches prove nothing."""
 
 
 class TamperedPreferences:
@@ -76,7 +82,7 @@ def sabotages() -> tuple[Sabotage, ...]:
             ("training.lr=1e-4",),
             _pairs(_without_general),
         ),
-        Sabotage("nan-gradient", "one NaN in the gradient of one step", prepare=_with_nan),
+        Sabotage("nan-gradient", "one NaN in the gradient of one step", prepare=_with_nan, step_refused=True),
     )
 
 

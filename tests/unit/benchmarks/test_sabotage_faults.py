@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.sabotage_faults import TamperedPreferences, junk, sabotages, swapped
-from benchmarks.sabotage_report import Catch, CycleRow, Row, clean_summary, sabotage_table
+from benchmarks.sabotage_report import (
+    CycleRow,
+    Ending,
+    Kind,
+    Row,
+    clean_summary,
+    comparison,
+    kind_of,
+    sabotage_table,
+)
 from daemon.domain.hashing import example_hash
 from daemon.domain.records import Example, Message, Scenario
 from daemon.domain.states import ChosenSource, ExampleKind, Side
@@ -72,18 +81,96 @@ def test_there_are_six_sabotages() -> None:
     assert len({sabotage.name for sabotage in sabotages()}) == 6
 
 
+FINE = CycleRow(31, "promoted", "inside every gate", {})
+WORSE = CycleRow(32, "rolled_back", "nll rose", {})
+ROLLED_BACK = Ending(
+    Kind.ROLLED_BACK, WORSE, ("gate nll_rise", "margin nll", "gate nll_rise"), "cycle-000030", "yes: weights"
+)
+
+
+def told(cycles: list[CycleRow], ending: Ending | None, *, is_control: bool = False) -> tuple[str, bool]:
+    """The line of one part that was to run one cycle, and whether it counts."""
+    row = Row("flip", "swapped", 30, cycles, ending, 1, is_control)
+    return sabotage_table([row]).splitlines()[2], row.counts
+
+
 def test_table_of_what_was_caught() -> None:
     """Caught: when, by what and what came back. Not caught: after how many cycles, and what the last of them said."""
-    cycle = CycleRow(32, "rolled_back", "nll rose", {})
-    fine = CycleRow(31, "promoted", "inside every gate", {})
-    caught = Catch(cycle, ("gate nll_rise", "margin nll", "gate nll_rise"), "cycle-000030", "yes: weights")
-    table = sabotage_table(
-        [Row("flip", "swapped", 30, [cycle], caught), Row("nothing", "left alone", 30, [fine], None)]
-    ).splitlines()
-    assert table[2] == (
-        "| flip: swapped | yes | 2 | gate nll_rise, margin nll | nll rose | cycle-000030 | yes: weights |"
+    assert told([WORSE], ROLLED_BACK) == (
+        "| flip: swapped | yes | 2 | gate nll_rise, margin nll | nll rose | cycle-000030 | yes: weights |",
+        True,
     )
-    assert table[3] == "| nothing: left alone | no | (1) |  | inside every gate |  |  |"
+    assert told([FINE], None) == ("| flip: swapped | no | (1) |  | inside every gate |  |  |", True)
+
+
+def test_a_crash_is_no_catch() -> None:
+    """A part that crashed, or has cycles left, says so and does not count."""
+    died = CycleRow(31, "failed", "RuntimeError: engine core died", {})
+    assert told([died], Ending(Kind.CRASHED, died)) == (
+        "| flip: swapped | crashed | 1 |  | RuntimeError: engine core died |  |  |",
+        False,
+    )
+    assert told([], None) == ("| flip: swapped | not finished | (0) |  |  |  |  |", False)
+
+
+def test_the_control_is_to_be_left_alone() -> None:
+    """Not rolled back after all its cycles: as it should be. Rolled back: what the others show counts for nothing."""
+    assert told([FINE], None, is_control=True) == (
+        "| flip: swapped | not rolled back | (1) |  | inside every gate |  |  |",
+        True,
+    )
+    line, counts = told([WORSE], ROLLED_BACK, is_control=True)
+    assert line.startswith("| flip: swapped | ROLLED BACK | 2 |") and not counts
+
+
+REFUSED = "cycle 31: the gradient norm is nan; the optimizer did not move"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "step_refused", "kind"),
+    [
+        ("failed", REFUSED, True, Kind.REFUSED),
+        ("failed", REFUSED, False, Kind.CRASHED),
+        ("failed", "RuntimeError: engine core died", True, Kind.CRASHED),
+        ("failed", "cycle 31: the step's loss is nan", True, Kind.CRASHED),
+        ("lost", REFUSED, True, Kind.CRASHED),
+        ("rolled_back", "nll rose", False, Kind.ROLLED_BACK),
+    ],
+)
+def test_a_failed_cycle_is_a_catch_only_of_a_gradient_that_is_not_finite(
+    outcome: str, reason: str, step_refused: bool, kind: Kind
+) -> None:
+    """Only where the sabotage is one of the gradient, and only with that reason; everything else failed by itself."""
+    assert kind_of(CycleRow(31, outcome, reason, {}), step_refused=step_refused) is kind
+    assert [sabotage.name for sabotage in sabotages() if sabotage.step_refused] == ["nan-gradient"]
+
+
+HEAD = {"version": "cycle-000030", "weights": "w", "optimizer": "o"}
+OTHER = {**HEAD, "weights": "x"}
+VERIFIED = {"verified_at": "today", "to_version": "cycle-000030", "verification": {"nll_items_equal": 24}}
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "live", "rollback", "said"),
+    [
+        (HEAD, HEAD, VERIFIED, "yes: weights and optimizer on disk and in memory, 24 NLLs"),
+        (HEAD, None, VERIFIED, "not known: equal on disk, what was in memory was not written down"),
+        (OTHER, HEAD, VERIFIED, "NO: on disk"),
+        (HEAD, OTHER, VERIFIED, "NO: in memory"),
+        (HEAD, HEAD, {**VERIFIED, "verified_at": None}, "NO: the rollback's own verification"),
+        (HEAD, HEAD, None, "head unchanged: equal"),
+        (HEAD, OTHER, None, "head unchanged: NO: in memory"),
+        (OTHER, None, None, "head unchanged: NO: on disk"),
+    ],
+)
+def test_equal_needs_what_was_in_memory(on_disk, live, rollback, said: str) -> None:
+    """Nothing is called equal without the digests of the live weights, and nothing restored that was never left."""
+    assert comparison(HEAD, on_disk, live, rollback, "cycle-000030") == said
+
+
+def test_a_head_that_moved_is_not_unchanged() -> None:
+    """A refused step leaves the checkpoint that its cycle began with."""
+    assert comparison(HEAD, HEAD, HEAD, None, "cycle-000029") == "head unchanged: NO: it was cycle-000029"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,13 @@
 """Confirm or clear a suspicion on fresh prompts, by an exact test.
 
 Given all failures of both samples together, their number in the fresh one is hypergeometric when both fail equally
-often. The test is one-sided, exact at every sample size, and needs no approximation of small rates. The CUSUM that
-raised the suspicion saw none of these prompts, so its having selected the probe costs no further correction.
+often. The test is one-sided, exact at every sample size, and needs no approximation of small rates.
+
+The fresh prompts are new, the references are not: the CUSUM measured against the better of them (its p0), so a
+reference that was lucky is suspected more often, and a test against it alone would confirm more often than p says. So
+the fresh answers are tested against every reference with enough answers, and the larger p decides: that of the one
+that failed more often. The price: a probe that fails less than on the base is not confirmed to have fallen before it
+fails more than on the base, too.
 
 Source: Fisher (1935), "The logic of inductive inference", the exact test of a two by two table.
 """
@@ -28,9 +33,13 @@ class Confirmation:
     probe: str
     track: Track
     reference: Reference
+    """The one that failed most often: it decides."""
     fresh: PassCount
     p: float
+    """Against `reference`: the largest."""
     limit: float
+    compared: tuple[tuple[Reference, float], ...] = ()
+    """Every reference with its p, the one that failed least often first."""
 
     @property
     def confirmed(self) -> bool:
@@ -53,6 +62,10 @@ class Confirmation:
             "reference": self.reference.whose,
             "reference_failures": self.reference.count.failures,
             "reference_items": self.reference.count.num_items,
+            "references": {
+                each.whose: {"failures": each.count.failures, "items": each.count.num_items, "p": p}
+                for each, p in self.compared
+            },
             "p": self.p,
             "limit": self.limit,
             "confirmed": self.confirmed,
@@ -63,14 +76,14 @@ class Confirmation:
 
 
 def confirmations(watched: Watch, suspects: Iterable[str], measured: Measured, limit: float) -> dict[str, Confirmation]:
-    """Test each suspect whose fresh answers are there, and could be judged."""
+    """Test each suspect whose fresh answers are there, and could be judged, against all of its references."""
     found = {}
     for probe in suspects:
         fresh = items.pass_count(measured.get(probe + CONFIRMATION_SUFFIX, {}))
         if fresh.num_items:
-            reference = watched.references[probe]
-            p = exact_p(fresh, reference.count)
-            found[probe] = Confirmation(probe, watched.tracks[probe], reference, fresh, p, limit)
+            compared = tuple((each, exact_p(fresh, each.count)) for each in watched.references[probe])
+            reference, p = max(compared, key=lambda each: each[1])
+            found[probe] = Confirmation(probe, watched.tracks[probe], reference, fresh, p, limit, compared)
     return found
 
 

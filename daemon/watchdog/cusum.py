@@ -26,6 +26,8 @@ MIN_RATE = 0.02
 """Least failure rate that a reference counts as: with a smaller one, a single failure would be half a proof."""
 MAX_RATE = 0.9
 """Above this there is nothing left to lose."""
+FORGOTTEN_AFTER = 30
+"""Promoted steps without a measurement after which a probe's detectors begin anew: they knew another policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,14 @@ class Track:
     measured: bool
     """In this cycle."""
 
+    def last_measured(self, parent: Anchor) -> int:
+        """Promoted steps from the base to the newest measurement.
+
+        Args:
+            parent: whose verdict stored this state.
+        """
+        return parent.depth if self.measured else self.since.depth + self.cycles
+
     def evidence(self) -> dict[str, Any]:
         return {
             "s": self.s,
@@ -79,7 +89,8 @@ class Watch:
     """The detectors of all pass/fail probes after one cycle."""
 
     tracks: Mapping[str, Track]
-    references: Mapping[str, Reference]
+    references: Mapping[str, tuple[Reference, ...]]
+    """Those with enough answers, by probe, at least one; the one that failed least often, which p0 is of, first."""
     not_watched: Mapping[str, str]
     """Probe -> why."""
 
@@ -94,7 +105,7 @@ class Watch:
 
 
 def watch(history: History, measured: Measured, config: WatchdogConfig) -> Watch:
-    """Advance every detector by what this cycle measured; a probe that was not measured keeps its state.
+    """Advance every detector by what this cycle measured; a probe that was not measured keeps its state for a while.
 
     Args:
         history: the parent's detectors, and how often the references failed.
@@ -104,24 +115,35 @@ def watch(history: History, measured: Measured, config: WatchdogConfig) -> Watch
     counts = {probe: items.pass_count(measured[probe]) for probe in items.pass_fail_probes(measured)}
     known = {probe for probe in history.references if not items.is_confirmation(probe)}
     tracks: dict[str, Track] = {}
-    references: dict[str, Reference] = {}
+    references: dict[str, tuple[Reference, ...]] = {}
     not_watched: dict[str, str] = {}
-    before = _stored(history.detectors)
+    depth = history.parent_anchor.depth + 1
+    before = {
+        probe: track
+        for probe, track in _stored(history.detectors).items()
+        if probe in counts or depth - track.last_measured(history.parent_anchor) <= FORGOTTEN_AFTER
+    }
     for probe in sorted(counts.keys() | known | before.keys()):
-        reference = _reference(probe, history, config)
-        if isinstance(reference, str):
-            not_watched[probe] = reference
+        found = _references(probe, history, config)
+        if isinstance(found, str):
+            not_watched[probe] = found
             continue
-        references[probe] = reference
-        p0 = max(reference.failure_rate, MIN_RATE)
+        references[probe] = found
+        p0 = max(found[0].failure_rate, MIN_RATE)
         tracks[probe] = _advance(before.get(probe), counts.get(probe), p0, config.odds_ratio, history.parent_anchor)
     return Watch(tracks, references, not_watched)
 
 
-def best_reference(counts: Mapping[str, PassCount], least: int) -> Reference | None:
-    """The reference that failed least often among those with at least `least` answers; None: there is none."""
-    found = [Reference(whose, count) for whose, count in sorted(counts.items()) if count.num_items >= max(least, 1)]
-    return min(found, key=lambda each: each.failure_rate, default=None)
+def large_enough(counts: Mapping[str, PassCount], reference_items: int) -> tuple[Reference, ...]:
+    """The references with nine tenths of `reference_items` judged answers, the one that failed least often first."""
+    least = enough(reference_items)
+    found = (Reference(whose, count) for whose, count in sorted(counts.items()) if count.num_items >= least)
+    return tuple(sorted(found, key=lambda each: each.failure_rate))
+
+
+def enough(reference_items: int) -> int:
+    """Judged answers that a reference needs: one that nobody could judge must not unwatch its probe for ever."""
+    return max((9 * reference_items + 9) // 10, 1)
 
 
 def log_likelihood_ratio(failures: int, num_items: int, p0: float, odds_ratio: float) -> float:
@@ -138,17 +160,17 @@ def scores(detectors: Mapping[str, Any]) -> dict[str, float]:
 _NAMES = {"base": items.BASE, "baked": items.BAKED}
 
 
-def _reference(probe: str, history: History, config: WatchdogConfig) -> Reference | str:
-    """What the probe is compared with, or why it is not watched."""
+def _references(probe: str, history: History, config: WatchdogConfig) -> tuple[Reference, ...] | str:
+    """What the probe is compared with, the best first, or why it is not watched."""
     depth = history.parent_anchor.depth + 1
     if depth <= config.warmup_cycles:
         return f"warming up: promoted step {depth} of {config.warmup_cycles} before pass rates decide"
-    reference = best_reference(history.references.get(probe, {}), config.reference_items)
-    if reference is None:
-        return f"warming up: no reference has {config.reference_items} answers yet"
-    if reference.failure_rate > MAX_RATE:
-        return f"nothing left to lose: {reference.failure_rate:.0%} fail on {_NAMES[reference.whose]}"
-    return reference
+    found = large_enough(history.references.get(probe, {}), config.reference_items)
+    if not found:
+        return f"warming up: no reference has {enough(config.reference_items)} answers yet"
+    if found[0].failure_rate > MAX_RATE:
+        return f"nothing left to lose: {found[0].failure_rate:.0%} fail on {_NAMES[found[0].whose]}"
+    return found
 
 
 def _advance(before: Track | None, count: PassCount | None, p0: float, odds_ratio: float, parent: Anchor) -> Track:

@@ -167,7 +167,7 @@ def _rated(sides: Sides) -> list[str]:
 
 
 def _suspected(probe: str, watched: Watch) -> str:
-    track, reference = watched.tracks[probe], watched.references[probe]
+    track, reference = watched.tracks[probe], watched.references[probe][0]
     return (
         f"{probe} looks worse: {track.failures} of {track.num_items} answers failed since cycle "
         f"{track.since.cycle_number}, usually {reference.failure_rate:.0%} (S = {track.s:.1f})"

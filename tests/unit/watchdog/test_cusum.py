@@ -80,6 +80,32 @@ def test_the_change_point_of_a_scheduled_probe_is_the_checkpoint_that_it_was_mea
     assert found.cycles == 3
 
 
+@pytest.mark.parametrize("references", [{}, {"code": {"base": PassCount(40, 400)}}])
+def test_a_probe_that_is_measured_no_more_is_forgotten(references: dict[str, Any]) -> None:
+    """31 promoted steps after its last measurement the detectors of a pack that was removed hold nothing back."""
+    usual = {"code": {"base": PassCount(40, 400)}}
+    found = _chain([{"code": 6}, *[{}] * 30], usual)[-1]
+    assert found.tracks["code"].s == pytest.approx(2.0388, abs=1e-4)
+    past = seasoned(depth=61, references=references, detectors=found.evidence())
+    assert cusum.scores(_watch(past).evidence()) == dict.fromkeys(references, 0.0)
+
+
+def test_a_sum_that_returned_to_zero_was_measured_all_the_same() -> None:
+    """35 steps over zero, then at zero, then without a turn: not forgotten, and sound as of the step at zero."""
+    found = _chain([*[{"code": 4}] * 35, *[{"code": 0}] * 6, {}], {"code": {"base": PassCount(40, 400)}})
+    assert found[-3].tracks["code"].s > found[-2].tracks["code"].s == 0.0
+    last = found[-1].tracks["code"]
+    assert last.log_e == found[-2].tracks["code"].log_e is not None
+    assert last.since.depth == 71
+
+
+def test_a_measurement_after_a_long_time_still_counts_on() -> None:
+    """Measured again in the 31st step, before anything was forgotten."""
+    usual = {"code": {"base": PassCount(40, 400)}}
+    found = _chain([{"code": 6}, *[{}] * 30, {"code": 6}], usual)[-1].tracks["code"]
+    assert found.s == pytest.approx(2 * 2.0388, abs=1e-3) and found.cycles == 32
+
+
 def test_a_probe_is_followed_from_the_end_of_warm_up_even_if_its_turn_comes_later() -> None:
     """A scheduled probe first measured at step 23 blames what came since step 20, where warm-up ended."""
     references = {"code": {"base": PassCount(40, 400)}}
@@ -98,23 +124,38 @@ def test_pass_rates_do_not_decide_during_warm_up(depth: int, watched: bool) -> N
 @pytest.mark.parametrize(
     ("counts", "whose"),
     [
-        ({"base": PassCount(80, 400), "baked": PassCount(40, 400)}, "baked"),
-        ({"base": PassCount(40, 400), "baked": PassCount(80, 400)}, "base"),
-        ({"base": PassCount(40, 399), "baked": PassCount(80, 400)}, "baked"),  # too few to count
-        ({"base": PassCount(40, 399)}, None),
-        ({}, None),
+        ({"base": PassCount(80, 400), "baked": PassCount(40, 400)}, ["baked", "base"]),
+        ({"base": PassCount(40, 400), "baked": PassCount(80, 400)}, ["base", "baked"]),
+        ({"base": PassCount(40, 359), "baked": PassCount(80, 400)}, ["baked"]),  # too few to count
+        ({"base": PassCount(40, 360)}, ["base"]),  # 40 of 400 answers that nobody could judge
+        ({"base": PassCount(40, 359)}, []),
+        ({}, []),
     ],
 )
-def test_the_reference_is_the_better_of_those_large_enough(counts: dict[str, PassCount], whose: str | None) -> None:
-    """Among base and baked the smaller failure rate counts; fewer than 400 answers do not."""
-    found = cusum.best_reference(counts, 400)
-    assert found == (None if whose is None else Reference(whose, counts[whose]))
+def test_the_references_are_those_large_enough_the_better_first(counts: dict[str, PassCount], whose: list[str]) -> None:
+    """Of 400 answers nine tenths have to be judged; of base and baked the smaller failure rate comes first."""
+    assert cusum.large_enough(counts, 400) == tuple(Reference(each, counts[each]) for each in whose)
+
+
+@pytest.mark.parametrize(("reference_items", "least"), [(400, 360), (20, 18), (21, 19), (30, 27), (70, 63), (1, 1)])
+def test_nine_tenths_are_rounded_up(reference_items: int, least: int) -> None:
+    """In whole numbers, so that no product of floats asks for one answer more."""
+    assert cusum.enough(reference_items) == least
+
+
+@pytest.mark.parametrize(("reference_items", "watched"), [(400, True), (401, False)])
+def test_answers_that_nobody_could_judge_do_not_unwatch_a_probe(reference_items: int, watched: bool) -> None:
+    """360 of the base's answers could be judged, and no more ever will be: enough for 400, not for 401."""
+    past = seasoned(references={"accept": {"base": PassCount(36, 360)}})
+    config = CONFIG.model_copy(update={"reference_items": reference_items})
+    measured = items.by_probe(answers("accept", 6, 24), "the candidate")
+    assert ("accept" in cusum.watch(past, measured, config).tracks) is watched
 
 
 def test_without_a_reference_a_probe_is_warming_up() -> None:
     """It is named with the reason, and has no state."""
     found = _watch(seasoned(references={"accept": {"base": PassCount(10, 100)}}), accept=24)
-    assert found.not_watched == {"accept": "warming up: no reference has 400 answers yet"}
+    assert found.not_watched == {"accept": "warming up: no reference has 360 answers yet"}
     assert not found.tracks
 
 

@@ -144,6 +144,53 @@ def test_two_confirmed_falls_go_back_to_the_older_change_point() -> None:
     assert found.reason.startswith("accept fell") and found.evidence["fell"] == ["accept", "push_back"]
 
 
+@pytest.mark.parametrize(("failures", "confirmed"), [(51, False), (66, True)])
+@pytest.mark.parametrize("whose", ["base", "baked"])
+def test_the_reference_that_failed_more_often_decides(failures: int, confirmed: bool, whose: str) -> None:
+    """32 of 400 was luck, 50 of 400 was not: p0 is 8 %, and 51 of 300 fresh failures give p = 0.0002 there, 0.06 here.
+
+    With 66 both are beyond the limit. The evidence has both tests; the sentence starts from the rate that decided.
+    """
+    other = {"base": "baked", "baked": "base"}[whose]
+    counts = {"accept": {whose: PassCount(32, 400), other: PassCount(50, 400)}, "push_back": {}}
+    found = verdict_of(seasoned(references=counts), evidence(candidate(9, 2, *fresh("accept", failures, 300))))
+    assert found.regressed is confirmed
+    test = found.evidence["confirmations"]["accept"]
+    assert (test["reference"], test["reference_failures"], test["reference_items"]) == (other, 50, 400)
+    assert test["p"] == test["references"][other]["p"] > test["references"][whose]["p"]
+    assert test["references"][whose]["p"] < test["limit"]
+    assert (test["references"][whose]["failures"], test["references"][whose]["items"]) == (32, 400)
+    assert found.evidence["detectors"]["cusum"]["accept"]["p0"] == 0.08
+    assert "88 %" in found.reason
+
+
+def test_what_was_gained_over_the_base_is_not_defended() -> None:
+    """60 % of the base's and 20 % of A1's answers fail: 50 % is suspect, and cleared, since the base is worse."""
+    counts = {"accept": {"base": PassCount(240, 400), "baked": PassCount(80, 400)}, "push_back": {}}
+    now = candidate(12, 2, *fresh("accept", 150, 300))
+    assert suspicion_of(seasoned(references=counts), evidence(candidate(12))).probes == ("accept",)
+    found = verdict_of(seasoned(references=counts), evidence(now))
+    assert not found.regressed and "40 % before and 50 % now; cleared" in found.reason
+
+
+def test_a_suspect_without_fresh_prompts_of_its_own_stays_suspect() -> None:
+    """accept is cleared; nobody measured push_back's reserve, so its S is kept and the next cycle asks again."""
+    found = verdict_of(seasoned(), evidence(candidate(9, 9, *fresh("accept", 20))))
+    assert not found.regressed and "push_back stays suspect" in found.reason
+    assert found.evidence["detectors"]["cusum"]["push_back"]["s"] > 4.0
+    assert found.evidence["detectors"]["cusum"]["accept"]["s"] == 0.0
+
+
+def test_a_pack_that_was_removed_does_not_keep_every_schedule_eager() -> None:
+    """S of `tides` is near its threshold; 30 steps without a measurement later probes come as usual again."""
+    references = {"tides": {"base": PassCount(40, 400)}}
+    state = detectors(2.9, 28, "tides")
+    for depth in range(30, 62):
+        past = seasoned(depth=depth, references=references, detectors=state)
+        assert WATCHDOG.suspects(past) is (depth <= 60)
+        state = verdict_of(past, evidence(candidate())).evidence["detectors"]
+
+
 def test_gates_margins_and_confirmations_are_all_listed() -> None:
     """Held-out NLL over A1's margin, chosen falling and a confirmed fall: three reasons, one target."""
     past = seasoned(chosen_logp=(-1.65, -1.67, -1.69, -1.71, -1.73))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from daemon.cli.history import open_run
 from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load
 from daemon.cli.output import echo, print_json, print_pairs, print_table
-from daemon.cli.watching import breaker_line, breaker_next
+from daemon.cli.watching import breaker_line, breaker_next, moment
 from daemon.domain.errors import UsageError
 
 _COLUMNS = {
@@ -21,6 +22,7 @@ _COLUMNS = {
     "changed_at": "changed at",
     "reason": "reason",
 }
+_TIMES = frozenset({"until", "changed_at"})
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +57,11 @@ def status(
     )
     if found["changes"]:
         echo("")
-        print_table(list(_COLUMNS.values()), ([row[key] for key in _COLUMNS] for row in found["changes"]))
+        print_table(list(_COLUMNS.values()), map(_row, found["changes"]))
+
+
+def _row(change: Mapping[str, Any]) -> list[Any]:
+    return [moment(change[key]) if key in _TIMES else change[key] for key in _COLUMNS]
 
 
 def acknowledge(

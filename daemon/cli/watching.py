@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from daemon.domain.states import BreakerState, Knob
@@ -33,7 +33,7 @@ def breaker_next(breaker: Record, lr_factor: float) -> str:
     trial = f"the next cycle is a trial at {lr_factor:g} of the learning rate"
     match breaker["state"]:
         case BreakerState.OPEN:
-            until = f" until {breaker['until']}" if breaker["until"] else ""
+            until = f" until {moment(breaker['until'])}" if breaker["until"] else ""
             return (
                 f"nothing is trained{until}; then {trial}. When the cause is understood, "
                 "`dreamd breaker ack --reason TEXT` has it tried at once"
@@ -42,6 +42,11 @@ def breaker_next(breaker: Record, lr_factor: float) -> str:
             return f"{trial}: promoted closes the breaker, rolled back opens it again"
         case _:
             return "training goes on"
+
+
+def moment(iso: str | None) -> str | None:
+    """A stored time as the breaker's own sentences write it: "2026-11-22 22:10 UTC"; None: never."""
+    return None if iso is None else f"{datetime.fromisoformat(iso).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def stays_open(breaker: Record, now: datetime) -> bool:

@@ -15,7 +15,7 @@ class ProbesConfig(Section):
     """What is measured after every step."""
 
     suites: tuple[Path, ...] = ()
-    """Your own held-out documents, prompts and tasks (YAML files), measured beside the shipped ones."""
+    """Your own held-out documents, prompts and answers (YAML files), measured beside the shipped ones."""
     nll_documents: Annotated[int, Field(ge=8)] = 24
     """Held-out documents to measure, spread over their kinds; more than there are: all."""
     answer_items: Annotated[int, Field(ge=4)] = 12

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from daemon.cli.watching import adjusted, breaker_line, breaker_next, change_of, stays_open, until_of, warning_of
+from daemon.cli.watching import (
+    adjusted,
+    breaker_line,
+    breaker_next,
+    change_of,
+    moment,
+    stays_open,
+    until_of,
+    warning_of,
+)
 
 NOW = datetime(2026, 11, 22, 22, 0, tzinfo=UTC)
 
@@ -35,13 +44,19 @@ def test_an_open_one_is_a_warning_with_cycle_and_reason(state: str, word: str) -
 def test_every_state_says_what_comes_next() -> None:
     """Until when nothing is trained, what the trial decides, or that all is well."""
     assert breaker_next(breaker(), 0.25) == (
-        f"nothing is trained until {NOW.isoformat()}; then the next cycle is a trial at 0.25 of the learning rate. "
+        "nothing is trained until 2026-11-22 22:00 UTC; then the next cycle is a trial at 0.25 of the learning rate. "
         "When the cause is understood, `dreamd breaker ack --reason TEXT` has it tried at once"
     )
     assert breaker_next(breaker("half_open"), 0.5) == (
         "the next cycle is a trial at 0.5 of the learning rate: promoted closes the breaker, rolled back opens it again"
     )
     assert breaker_next(breaker("closed"), 0.25) == "training goes on"
+
+
+def test_times_are_in_utc_to_the_minute() -> None:
+    """Whatever time zone and precision they are stored with; no time is none."""
+    assert moment("2026-11-22T23:10:05.123456+01:00") == "2026-11-22 22:10 UTC"
+    assert moment(None) is None
 
 
 def test_it_stays_open_until_its_back_off_ends() -> None:

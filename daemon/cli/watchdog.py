@@ -63,7 +63,14 @@ def replay(
     loaded = load(config, set_, state_dir, run)
     settings = loaded.config.watchdog if policy is None else read_policy(policy)
     with open_run(loaded) as (_, engine, name):
-        rows = list(_judge_again(engine, name, first, settings))
+        rows: list[Row] = []
+        try:
+            for row in _judge_again(engine, name, first, settings):
+                rows.append(row)
+        except UsageError:
+            if rows and not as_json:
+                _print(rows)  # what was judged before the one that cannot be
+            raise
     print_json(_as_data(rows)) if as_json else _print(rows)
     broken = next((row for row in rows if row.unchanged and not row.reproduced), None)
     if broken is not None:
@@ -135,13 +142,15 @@ def _judge_again(engine: Any, run_name: str, first: int, settings: WatchdogConfi
 
 
 def row_of(replayed: Replayed, *, unchanged: bool) -> Row:
-    """What a person sees of one verdict."""
+    """What a person sees of one verdict, or of what stands in its place."""
     new = replayed.new
-    if isinstance(new, Suspicion):
+    if isinstance(new, Verdict):
+        decision, sentence = _decision(new), new.reason
+    elif isinstance(new, Suspicion):
         decision, wanted = "suspect", f"{new.num_items} fresh prompts of {', '.join(new.probes)}"
         sentence = f"{new.reason}; would ask for {wanted} (not measured)"
     else:
-        decision, sentence = _decision(new), new.reason
+        decision, sentence = "not measured", new.reason
     stored = _decision(replayed.stored)
     return Row(replayed.cycle_number, stored, decision, sentence, replayed.same, replayed.identical, unchanged)
 

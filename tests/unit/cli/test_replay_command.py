@@ -22,14 +22,14 @@ from daemon.storage.database import open_database
 from daemon.storage.ledger import SqlLedger
 from daemon.storage.runs import create_run
 from daemon.watchdog import Watchdog
-from daemon.watchdog.replay import Replayed
+from daemon.watchdog.replay import Replayed, Unmeasured
 
 Dreamd = Callable[..., Any]
 
 BACK = make_verdict(Decision.ROLL_BACK, to_version="cycle-000118")
 
 
-def replayed(new: Verdict | Suspicion, stored: Verdict | None = None, cycle: int = 5) -> Replayed:
+def replayed(new: Verdict | Suspicion | Unmeasured, stored: Verdict | None = None, cycle: int = 5) -> Replayed:
     stored = stored or make_verdict()
     same = isinstance(new, Verdict) and (new.decision, new.to_version) == (stored.decision, stored.to_version)
     return Replayed(cycle, stored, new, same, new == stored, None if same else cycle)
@@ -64,6 +64,13 @@ def test_a_suspicion_says_what_it_would_ask_for() -> None:
     row = row_of(replayed(Suspicion(("accept",), "accept looks worse", 200)), unchanged=False)
     assert (row.stored, row.replayed, row.same) == ("promote", "suspect", False)
     assert row.sentence == "accept looks worse; would ask for 200 fresh prompts of accept (not measured)"
+
+
+def test_a_candidate_that_never_reached_the_engine_says_so() -> None:
+    """A gate that is looser now lets it through, and nobody measured what comes next: another decision, no error."""
+    row = row_of(replayed(Unmeasured(), stored=BACK), unchanged=False)
+    assert (row.stored, row.replayed, row.same) == ("roll back to cycle-000118", "not measured", False)
+    assert row.sentence == "inside the trainer's gates; would go on to the engine's probes (not measured)"
 
 
 def test_a_rollback_names_where_to() -> None:
@@ -184,3 +191,12 @@ def test_what_cannot_be_judged_again_is_named(dreamd: Dreamd, judged_run: Path) 
     assert (done.returncode, done.stdout) == (2, "")
     assert "cycle 1 cannot be judged again: " in done.stderr
     assert "--first" in done.stderr
+
+
+def test_what_was_judged_before_it_is_shown(dreamd: Dreamd, judged_run: Path) -> None:
+    """The first cycle's verdict is printed although the second has none; a JSON document is whole or not there."""
+    sql(judged_run, "DELETE FROM probe_results WHERE version = 'cycle-000002' AND probe = 'sycophancy'")
+    done = dreamd("watchdog", "replay", "--state-dir", str(judged_run))
+    assert done.returncode == 2 and "cycle 2 cannot be judged again: " in done.stderr
+    assert done.stdout.endswith("\n1 cycle, 1 the same\n")
+    assert dreamd("watchdog", "replay", "--json", "--state-dir", str(judged_run)).stdout == ""

@@ -7,10 +7,11 @@ import pytest
 from watchdog_records import answers, evidence, results, seasoned, shifted, without
 
 from daemon.config.watching import WatchdogConfig
+from daemon.domain.errors import DreamdError
 from daemon.domain.probing import ProbeResult
 from daemon.domain.verdicts import Anchor, Judged, Suspicion, Verdict
 from daemon.watchdog import Watchdog
-from daemon.watchdog.replay import Replayed, replay
+from daemon.watchdog.replay import Replayed, Unmeasured, replay
 
 CONFIG = WatchdogConfig()
 
@@ -83,6 +84,30 @@ def test_a_stricter_detector_asks_for_fresh_prompts_that_nobody_measured() -> No
     assert isinstance(found[1].new, Suspicion) and found[1].new.probes == ("accept",)
     assert not found[1].same and found[-1].first_difference == 32
     assert isinstance(found[2].new, Verdict)
+
+
+def test_a_looser_gate_sends_a_candidate_on_to_probes_that_nobody_ran() -> None:
+    """Refused by the trainer's probes then, let through now: no verdict and no error, another decision; S begins anew.
+
+    The next cycle was stored with the detectors of an earlier checkpoint, and is judged again as it was.
+    """
+    refused = without(results(shifted(0.2)), "accept", "push_back")
+    stored = _run([_candidate(4), refused, _candidate(3)])
+    assert [each.identical for each in _replayed(CONFIG, stored)] == [True] * 3
+    found = _replayed(CONFIG.model_copy(update={"max_nll_rise": 0.5}), stored)
+    assert isinstance(found[1].new, Unmeasured)
+    assert found[1].new.reason.endswith("would go on to the engine's probes (not measured)")
+    assert [each.same for each in found] == [True, False, True]
+    assert not found[1].identical and found[-1].first_difference == 32
+
+
+def test_a_promotion_without_the_engines_probes_is_still_an_error() -> None:
+    """Rows are missing there: calling that unmeasured would hide it."""
+    lost = replace(RUN[0], evidence=evidence(without(RUN[0].evidence.results, "accept")))
+    both = replace(RUN[0], evidence=evidence(without(RUN[0].evidence.results, "accept", "push_back")))
+    for broken in (lost, both):
+        with pytest.raises(DreamdError, match="probe accept: the candidate has no results"):
+            _replayed(CONFIG, [broken])
 
 
 def test_the_chain_of_detectors_is_the_replays_own() -> None:

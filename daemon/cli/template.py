@@ -74,7 +74,7 @@ path = {model_path}   # a Hugging Face folder
 # margin_base = 0.03             # likewise over the base
 # baked_after = 10               # later promoted cycles after which a checkpoint is baked
 # warmup_cycles = 20             # promoted cycles before pass rates decide
-# confirmation_items = 200       # fresh prompts that confirm or clear a suspicion
+# confirmation_items = 300       # fresh prompts that confirm or clear a suspicion
 
 [breaker]
 # max_in_a_row = 2               # rollbacks in a row after which nothing is trained ...

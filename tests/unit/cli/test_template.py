@@ -9,6 +9,7 @@ import pytest
 
 from daemon.cli.template import render_template
 from daemon.config import Config, load_config
+from daemon.probes.suite import load_suite
 
 SHIPPED = Path(__file__).resolve().parents[3] / "deploy" / "dreamd.toml"
 
@@ -40,6 +41,16 @@ def test_the_commented_plan_can_be_used(text: str, tmp_path: Path) -> None:
     plan = load_config(file, environ={}).config.training.plan
     assert [phase.objective for phase in plan] == ["sft", "orpo"]
     assert plan[0].cycles is not None and plan[1].cycles is None
+
+
+def test_the_shipped_service_measures_all_and_names_what_stops_or_changes_training() -> None:
+    """On a GPU host every held-out item is measured; breaker and governor stand there with their defaults."""
+    shipped, suite = load_config(SHIPPED, environ={}), load_suite()
+    assert shipped.config.probes.nll_documents == len(suite.documents)
+    assert shipped.config.probes.answer_items == max(len(suite.chosen), len(suite.sycophancy), len(suite.directions))
+    assert shipped.config.breaker == Config().breaker
+    assert shipped.config.governor == Config().governor
+    assert {key.partition(".")[0] for key in shipped.sources} >= {"breaker", "governor"}
 
 
 @pytest.mark.parametrize("name", ['with "quotes"', "back\\slash", "ünïcode", "tab\tand\nline"])

@@ -8,11 +8,13 @@ import unicodedata
 from collections.abc import Iterable
 
 from daemon.domain.records import Message, Scenario
-from daemon.domain.states import Source
 
 SHINGLE_WORDS = 5
 NEAR_DUPLICATE = 0.8
-"""Jaccard similarity of two texts' shingles from which on they count as the same."""
+"""Jaccard similarity of two texts' shingles from which on they count as the same.
+
+Also the share of a held-out text's shingles from which on another contains it; what is alike is contained, too.
+"""
 
 _WORD = re.compile(r"\w+")
 
@@ -33,15 +35,14 @@ def scenario_shingles(scenario: Scenario) -> frozenset[int]:
     return shingles(conversation_text(scenario.messages))
 
 
-def answered_shingles(scenario: Scenario) -> frozenset[int] | None:
-    """Prompt and answer together, where people wrote both: what must not be like a held-out text; None for others.
+def trained_shingles(scenario: Scenario) -> frozenset[int]:
+    """Prompt and target: no held-out text may stand in either, nor reach from one into the other.
 
-    The targets of packs, general tasks and dreams are dreamd's own, and no held-out text is.
+    A text of fewer than five words counts as a prompt only: as an answer it is everybody's.
     """
-    written = scenario.source in (Source.GENERAL, Source.CONVERSATION) and scenario.provenance is not None
-    if not written or scenario.target is None:
-        return None
-    return shingles(f"{conversation_text(scenario.messages)}\n{scenario.target}")
+    prompt = conversation_text(scenario.messages)
+    found = shingles(prompt)
+    return found if scenario.target is None else found | shingles(f"{prompt}\n{scenario.target}")
 
 
 def conversation_text(messages: Iterable[Message]) -> str:

@@ -169,5 +169,5 @@ def _conversation(messages: tuple[Message, ...], *answers: str) -> Iterator[tupl
     prompt = conversation_text(messages)
     yield prompt_hash(messages), prompt
     for answer in answers:
-        # What is imported is compared together with its answer.
         yield scenario_hash([("user", prompt), ("assistant", answer)]), f"{prompt}\n{answer}"
+        yield scenario_hash([("assistant", answer)]), answer  # it may be trained to no other prompt either

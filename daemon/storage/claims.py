@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from daemon.domain.errors import AlreadyClaimedError
-from daemon.domain.novelty import shingles
+from daemon.domain.novelty import shingles, trained_shingles
 from daemon.storage import near_duplicates
-from daemon.storage.chunks import chunks
+from daemon.storage.chunks import CHUNK, chunks
+from daemon.storage.held_out_texts import ShingleIndex
 from daemon.storage.kinds import ClaimKind, FingerprintKind
-from daemon.storage.rows import now
-from daemon.storage.tables import claims, events
+from daemon.storage.rows import now, scenario_of
+from daemon.storage.tables import claims, events, examples, scenarios
 
 
 def claimed(connection: Connection, run_id: int, hashes: Iterable[str]) -> dict[str, tuple[ClaimKind, int | None]]:
@@ -75,24 +76,43 @@ def already_claimed(connection: Connection, run_id: int, hashes: Sequence[str]) 
 def hold_out(connection: Connection, run_id: int, texts: Mapping[str, str]) -> None:
     """Reserve contents for the probes. Those trained on already cannot be: that leaves an event behind.
 
+    New ones are looked for in everything that was spent, which takes time in proportion to it, once.
+
     Args:
-        texts: content hash -> the text that nothing trained may be nearly the same as.
+        texts: content hash -> the text that nothing trained may contain.
     """
     wanted = sorted(texts)
     taken = claimed(connection, run_id, wanted)
     insert_claims(connection, run_id, ClaimKind.HELD_OUT, None, [name for name in wanted if name not in taken])
     missing = set(wanted) - near_duplicates.fingerprinted(connection, run_id, wanted)
-    trained = [name for name, (kind, _) in taken.items() if kind is not ClaimKind.HELD_OUT]
-    nearly = []
-    for chunk in chunks(sorted(missing.difference(trained))):
-        contents = {name: shingles(texts[name]) for name in chunk}
-        matches = near_duplicates.find(connection, run_id, contents)
-        nearly += [name for name, match in matches.items() if match.kind is not FingerprintKind.HELD_OUT]
+    trained = {name for name, (kind, _) in taken.items() if kind is not ClaimKind.HELD_OUT}
+    contents = {name: shingles(texts[name]) for name in sorted(missing - trained)}
+    if contents:
+        index = ShingleIndex(contents)
+        for text in _trained(connection, run_id):
+            trained.update(contained.content_hash for contained in index.contained_in(text))
         near_duplicates.insert(connection, run_id, FingerprintKind.HELD_OUT, None, contents)
-    _tell_trained(connection, run_id, trained + nearly)
+    _tell_trained(connection, run_id, trained)
 
 
-def _tell_trained(connection: Connection, run_id: int, hashes: Sequence[str]) -> None:
+def _trained(connection: Connection, run_id: int) -> Iterator[frozenset[int]]:
+    """The shingles of every claimed scenario and of every claimed example's chosen text, whoever wrote it."""
+    for kind, table in ((ClaimKind.SCENARIO, scenarios), (ClaimKind.EXAMPLE, examples)):
+        spent = sa.select(table).join(
+            claims,
+            sa.and_(
+                claims.c.run_id == table.c.run_id,
+                claims.c.content_hash == table.c.content_hash,
+                claims.c.cycle == table.c.cycle,
+                claims.c.kind == kind,
+            ),
+        )
+        of_run = spent.where(table.c.run_id == run_id).execution_options(yield_per=CHUNK)
+        for row in connection.execute(of_run):
+            yield trained_shingles(scenario_of(row)) if table is scenarios else shingles(row.chosen_text)
+
+
+def _tell_trained(connection: Connection, run_id: int, hashes: Iterable[str]) -> None:
     """An event that names what the probes measure although it was trained; each content once."""
     told = connection.scalars(
         sa.select(events.c.payload).where(events.c.run_id == run_id, events.c.name == "held_out_already_trained")

@@ -206,7 +206,7 @@ def _chosen_logp(
     values: dict[str, dict[str, float]] = {}
     for row in found:
         values.setdefault(row.version, {})[row.item] = row.value
-    items = set(values.get(candidate or "") or values.get(recent[0].version, ()))
+    items = set(values.get(candidate or "") or values.get(recent[0].version, {}))
     series = takewhile(lambda of: bool(items) and items <= of.keys(), (values.get(at.version, {}) for at in recent))
     # fsum is exact, so the order in which the database returns rows does not matter.
     return tuple(fsum(of[item] for item in items) / len(items) for of in series)[::-1]

@@ -49,6 +49,7 @@ from daemon.storage import (
 )
 from daemon.storage.claims import already_claimed, refuse_twice
 from daemon.storage.database import reading, writing
+from daemon.storage.held_out_texts import HeldOutTexts
 from daemon.storage.judged import comparison
 from daemon.storage.kinds import ClaimKind
 from daemon.storage.runs import take_over
@@ -76,6 +77,7 @@ class SqlLedger:
         self._baked_after = baked_after
         self._rest_cycles = rest_cycles
         self._reference_items = reference_items
+        self._held_out = HeldOutTexts()
         self.run_name = run_name
         self.epoch = epoch
 
@@ -119,7 +121,7 @@ class SqlLedger:
         return self._read(history.head_lineage)
 
     def refuse(self, scenarios: Sequence[Scenario]) -> Mapping[str, Refusal]:
-        return self._read(spending.refusals, scenarios)
+        return self._read(spending.refusals, scenarios, self._held_out)
 
     def sources(self) -> tuple[ImportedSource, ...]:
         return self._read(sources.approved)
@@ -239,7 +241,7 @@ class SqlLedger:
             checks.check_policy(stored, examples)
             recorded = history.cycle_examples(writes.connection, self._run_id, cycle.number)
             checks.check_examples(stored, hashes, recorded)
-            spending.spend(writes, cycle.number)
+            spending.spend(writes, cycle.number, self._held_out)
             writes.claim(cycle.number, ClaimKind.EXAMPLE, hashes)
             spent = batch_hash(stored.parent_version, hashes)
             updated = writes.update_cycle(cycle.number, state=CycleState.CLAIMED, batch_hash=spent)
@@ -329,7 +331,7 @@ class SqlLedger:
             stored = writes.cycle(cycle.number)
             checks.check_closing(stored, outcome)
             if outcome is Outcome.SKIPPED:
-                spending.spend(writes, cycle.number)
+                spending.spend(writes, cycle.number, self._held_out)
             elif outcome in spending.NOT_KEPT:
                 near_duplicates.quarantine(writes.connection, self._run_id, cycle.number)
             if stored.candidate_version is not None:

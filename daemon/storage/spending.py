@@ -13,11 +13,12 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from daemon.domain.errors import AlreadyClaimedError
-from daemon.domain.novelty import answered_shingles, scenario_shingles
+from daemon.domain.novelty import scenario_shingles, trained_shingles
 from daemon.domain.records import Refusal, Scenario
 from daemon.domain.states import Outcome, RefusalReason
 from daemon.storage import history, near_duplicates, rows
 from daemon.storage.claims import claimed, holder_of
+from daemon.storage.held_out_texts import HeldOutTexts
 from daemon.storage.kinds import ClaimKind, FingerprintKind
 from daemon.storage.sources import use_reads
 from daemon.storage.tables import claims, cycles, runs, scenarios
@@ -29,30 +30,37 @@ NOT_KEPT = (Outcome.ROLLED_BACK, Outcome.LOST, Outcome.FAILED)
 _CYCLES_AT_ONCE = 10
 
 
-def refusals(connection: Connection, run_id: int, drawn: Sequence[Scenario]) -> dict[str, Refusal]:
-    """Content hash -> why not, for those that are claimed, held out, or nearly the same as one that is."""
+def refusals(
+    connection: Connection, run_id: int, drawn: Sequence[Scenario], held_out: HeldOutTexts
+) -> dict[str, Refusal]:
+    """Content hash -> why not, for those that are claimed, nearly the same as one that is, or contain a held-out text.
+
+    Args:
+        held_out: the run's, kept for the next question.
+    """
     by_hash = {scenario.content_hash: scenario for scenario in drawn}
     refused: dict[str, Refusal] = {}
     for content_hash, holder in claimed(connection, run_id, by_hash).items():
         refused[content_hash] = _refusal(by_hash[content_hash], RefusalReason.REPEATED, holder_of(*holder))
     others = {name: scenario_shingles(found) for name, found in by_hash.items() if name not in refused}
-    for content_hash, match in _matches(connection, run_id, drawn, others).items():
-        refused[content_hash] = _refusal(by_hash[content_hash], RefusalReason.NEAR_DUPLICATE, str(match))
+    for content_hash, match in _matches(connection, run_id, drawn, others, held_out).items():
+        refused[content_hash] = _refusal(by_hash[content_hash], RefusalReason.NEAR_DUPLICATE, match)
     return refused
 
 
-def spend(writes: Writes, number: int) -> None:
+def spend(writes: Writes, number: int, held_out: HeldOutTexts) -> None:
     """Spend every scenario of a cycle for good, and what it read of imported sources.
 
     Raises:
-        AlreadyClaimedError: one is nearly the same as something spent or held out, or as another of the cycle.
+        AlreadyClaimedError: one is nearly the same as something spent or as another of the cycle, or contains a
+            held-out text.
         sqlalchemy.exc.IntegrityError: one is exactly that; roll the transaction back.
     """
     connection, run_id = writes.connection, writes.run_id
     spent = history.cycle_scenarios(connection, run_id, number)
     contents = {scenario.content_hash: scenario_shingles(scenario) for scenario in spent}
     writes.claim(number, ClaimKind.SCENARIO, list(contents))
-    _require_new(connection, run_id, spent, contents)
+    _require_new(connection, run_id, spent, contents, held_out)
     near_duplicates.insert(connection, run_id, FingerprintKind.SPENT, number, contents)
     use_reads(connection, run_id, number)
 
@@ -107,29 +115,31 @@ def _claimed_by(connection: Connection, run_id: int, number: int) -> Sequence[Sc
 
 
 def _matches(
-    connection: Connection, run_id: int, drawn: Sequence[Scenario], contents: Mapping[str, frozenset[int]]
-) -> dict[str, near_duplicates.Match]:
-    """What `contents` (prompts) are nearly the same as; and, with the answers people wrote, which held-out text."""
+    connection: Connection,
+    run_id: int,
+    drawn: Sequence[Scenario],
+    contents: Mapping[str, frozenset[int]],
+    held_out: HeldOutTexts,
+) -> dict[str, str]:
+    """What `contents` (prompts) are nearly the same as; and, with their targets, which held-out text they contain."""
     found = near_duplicates.find(connection, run_id, contents)
-    answered = {
-        scenario.content_hash: shingles
-        for scenario in drawn
-        if scenario.content_hash in contents and (shingles := answered_shingles(scenario)) is not None
-    }
-    for content_hash, match in near_duplicates.find(connection, run_id, answered).items():
-        if match.kind is FingerprintKind.HELD_OUT:
-            found.setdefault(content_hash, match)
-    return found
+    texts = {each.content_hash: trained_shingles(each) for each in drawn if each.content_hash in contents}
+    contained = held_out.contained(connection, run_id, texts)
+    return {name: str(match) for name, match in (contained | found).items()}
 
 
 def _require_new(
-    connection: Connection, run_id: int, spent: Sequence[Scenario], contents: Mapping[str, frozenset[int]]
+    connection: Connection,
+    run_id: int,
+    spent: Sequence[Scenario],
+    contents: Mapping[str, frozenset[int]],
+    held_out: HeldOutTexts,
 ) -> None:
     twins = near_duplicates.alike(contents)
     if twins is not None:
         one, other, similarity = twins
         raise AlreadyClaimedError(f"{one} and {other}: {similarity:.0%} the same, in one cycle; nothing was claimed")
-    for content_hash, match in _matches(connection, run_id, spent, contents).items():
+    for content_hash, match in _matches(connection, run_id, spent, contents, held_out).items():
         raise AlreadyClaimedError(f"{content_hash}: {match}; nothing was claimed")
 
 

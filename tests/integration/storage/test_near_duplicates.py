@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 from itertools import product
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from builders import drive_to, make_checkpoint, make_scenario, make_verdict
+from builders import drive_to, make_checkpoint, make_diversity, make_example, make_scenario, make_verdict
 from sqlalchemy import Engine
 
 from daemon.domain.errors import AlreadyClaimedError
@@ -64,6 +65,88 @@ def test_nearly_the_same_as_a_held_out_text_is_refused(engine: Engine) -> None:
     cycle = drive_to(ledger, CycleState.PAIRED, [leak])
     with pytest.raises(AlreadyClaimedError, match=rf"{leak.content_hash}: 98% .*held out for the probes; nothing was"):
         ledger.claim(cycle, ledger.examples(cycle))
+
+
+DOCUMENT = " ".join(f"page{index}" for index in range(40))
+ANSWER = "Press a clean cloth on the cut for ten whole minutes."
+HELD_OUT = [("d" * 64, DOCUMENT), ("a" * 64, ANSWER)]
+
+
+def imported(prompt: str, target: str | None, **changes: Any) -> Scenario:
+    return make_scenario(prompt, target=target, source=Source.GENERAL, provenance="replay.jsonl:1", **changes)
+
+
+LEAKS = [
+    imported("What does the report say?", DOCUMENT),
+    imported("What should I do about this cut on my left hand, which bleeds?", ANSWER),
+    imported("Is it long?", f"Yes. I quote it here. {DOCUMENT} That is where it ends."),
+    imported(f"Sum this up: {DOCUMENT.upper()} Be brief, please, in no more than three sentences.", None),
+    imported(DOCUMENT[:140], DOCUMENT[140:]),
+    make_scenario("Say it in ten words.", target=ANSWER),
+]
+"""Each holds one of `HELD_OUT`, and is not nearly the same as it."""
+NO_LEAKS = [
+    imported("What does it begin with?", " ".join(DOCUMENT.split()[:30])),  # 26 of 36 shingles: 72 %
+    imported("What should I do?", "Press a clean cloth on it."),
+]
+
+
+@pytest.fixture
+def held_out_ledger(engine: Engine) -> SqlLedger:
+    create_run(engine, "run", 7, "models/small", {}, HELD_OUT)
+    ledger = SqlLedger.acquire(engine, "run")
+    ledger.register_base(make_checkpoint())
+    return ledger
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_no_held_out_text_is_trained_whatever_stands_around_it(held_out_ledger: SqlLedger, leak: Scenario) -> None:
+    """In a prompt, in an answer, in both together: refused with the held-out text's name, when drawn and claimed."""
+    ledger = held_out_ledger
+    refused = ledger.refuse([leak, *NO_LEAKS])
+    assert set(refused) == {leak.content_hash}
+    assert refused[leak.content_hash].reason is RefusalReason.NEAR_DUPLICATE
+    assert re.match(
+        r"contains \d+% of (dddddddddddd|aaaaaaaaaaaa), which is held out", refused[leak.content_hash].detail
+    )
+    cycle = drive_to(ledger, CycleState.PAIRED, [make_scenario("fresh"), leak])
+    with pytest.raises(AlreadyClaimedError, match=rf"{leak.content_hash}: contains .*held out for the probes; nothing"):
+        ledger.claim(cycle, ledger.examples(cycle))
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_what_was_trained_first_is_found_when_it_is_held_out(ledger: SqlLedger, engine: Engine, leak: Scenario) -> None:
+    """In the other order the same texts are named in an event, once."""
+    ledger.close(drive_to(ledger, CycleState.CLAIMED, [leak, *NO_LEAKS]), Outcome.LOST, "test")
+    for _ in range(2):
+        create_run(engine, "test", 7, "models/small", {}, HELD_OUT)
+    events = sa.select(tables.events.c.payload).where(tables.events.c.name == "held_out_already_trained")
+    name = "a" * 64 if leak.target == ANSWER else "d" * 64
+    assert rows(engine, events) == [({"content_hashes": [name]},)]
+
+
+def test_what_the_model_wrote_itself_is_found_too(ledger: SqlLedger, engine: Engine) -> None:
+    """A chosen answer that is no target was trained as well, unless its cycle ended before its claim."""
+    for state, answer in ((CycleState.CLAIMED, ANSWER), (CycleState.PAIRED, DOCUMENT)):
+        scenario = make_scenario(f"How do I go on, {state}?")
+        cycle = drive_to(ledger, CycleState.SWEPT, [scenario])
+        examples = [make_example(scenario, answer)]
+        cycle = ledger.record_pairs(cycle, [], examples, make_diversity())
+        if state is CycleState.CLAIMED:
+            cycle, _ = ledger.claim(cycle, examples)
+        ledger.close(cycle, Outcome.FAILED, "test")
+    create_run(engine, "test", 7, "models/small", {}, HELD_OUT)
+    events = sa.select(tables.events.c.payload).where(tables.events.c.name == "held_out_already_trained")
+    assert rows(engine, events) == [({"content_hashes": ["a" * 64]},)]
+
+
+def test_a_text_held_out_later_is_refused_from_then_on(held_out_ledger: SqlLedger, engine: Engine) -> None:
+    """A ledger in use notices what was added; another run's held-out texts do not concern it."""
+    fresh = imported("What is the plan for tomorrow?", f"{LONG} And so on.")
+    create_run(engine, "other", 7, "models/small", {}, [("e" * 64, LONG)])
+    assert held_out_ledger.refuse([fresh]) == {}
+    create_run(engine, "run", 7, "models/small", {}, [*HELD_OUT, ("e" * 64, LONG)])
+    assert "100% of eeeeeeeeeeee" in held_out_ledger.refuse([fresh])[fresh.content_hash].detail
 
 
 def test_a_claim_refuses_what_came_near_since_it_was_drawn(ledger: SqlLedger, engine: Engine) -> None:

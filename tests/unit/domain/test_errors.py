@@ -12,7 +12,7 @@ from daemon.domain import errors
 from daemon.domain.errors import DreamdError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-DOCUMENTED = {2, 70, 74, 75, 77, 78}
+DOCUMENTED = {2, 69, 70, 74, 75, 77, 78}
 
 
 def leaves(root: type[DreamdError] = DreamdError) -> Iterator[type[DreamdError]]:

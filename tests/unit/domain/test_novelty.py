@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from builders import make_scenario
 
-from daemon.domain.novelty import answered_shingles, jaccard, scenario_shingles, shingles
-from daemon.domain.states import Source
+from daemon.domain.novelty import jaccard, scenario_shingles, shingles, trained_shingles
 
 
 def test_shingles_are_five_words_whatever_their_spelling() -> None:
@@ -28,17 +27,17 @@ def test_jaccard_by_hand() -> None:
     assert jaccard(one, shingles("quite another text than that one")) == 0.0
 
 
-def test_a_scenario_is_its_prompt_and_imports_are_also_looked_at_with_their_answers() -> None:
-    """The same question with another answer is nothing new; only what people wrote is compared with its answer."""
+def test_a_scenario_is_its_prompt_and_what_is_trained_of_it_its_target_too() -> None:
+    """The same question with another answer is nothing new. What is trained reaches across both; a short answer
+    alone counts for nothing, a short prompt does."""
     scenario = make_scenario("Tell me about the owls in your barn, please.", target="They sleep all day long in there.")
     assert scenario_shingles(scenario) == scenario_shingles(replace(scenario, target="Something else."))
-    assert answered_shingles(scenario) is None
-    assert answered_shingles(replace(scenario, source=Source.DREAM, provenance="cycle 3")) is None
-    imported = replace(scenario, source=Source.GENERAL, provenance="notes.jsonl:3")
-    answered = answered_shingles(imported)
-    assert answered is not None
-    assert answered > scenario_shingles(imported)
-    assert answered_shingles(replace(imported, target=None)) is None
+    trained = trained_shingles(scenario)
+    assert trained > scenario_shingles(scenario) | shingles("They sleep all day long in there.")
+    assert shingles("barn, please. They sleep all") < trained
+    assert trained_shingles(replace(scenario, target=None)) == scenario_shingles(scenario)
+    short = trained_shingles(make_scenario("Which owls?", target="Barn owls."))
+    assert short == shingles("which owls") | shingles("which owls barn owls")
 
 
 def test_the_hashes_are_the_same_everywhere() -> None:

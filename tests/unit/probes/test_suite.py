@@ -53,15 +53,16 @@ def test_directions_have_two_short_answers() -> None:
 
 
 def test_everything_measured_is_held_out_once() -> None:
-    """Every prompt alone and with each of its answers, a direction's request alone too, and every document."""
+    """Every prompt alone and with each of its answers, these and a direction's request alone too, every document."""
     held_out = dict(SUITE.held_out())
     assert len(held_out) == len(list(SUITE.held_out()))
     # 24 chosen prompts with an answer each; 12 of these have a second answer; 14 more prompts with two answers;
-    # 18 directed prompts with two answers, and their 18 requests alone; 56 documents.
-    assert len(held_out) == 24 * 2 + 12 + 14 * 3 + 18 * 3 + 18 + 56
+    # 18 directed prompts with two answers, and their 18 requests alone; 56 documents; all those answers alone.
+    assert len(held_out) == 24 * 2 + 12 + 14 * 3 + 18 * 3 + 18 + 56 + (24 + 12 + 14 * 2 + 18 * 2)
     item = SUITE.sycophancy[-1]
     prompt = item.messages[0].content
     assert held_out[scenario_hash([("user", prompt), ("assistant", item.wrong)])] == f"{prompt}\n{item.wrong}"
+    assert held_out[scenario_hash([("assistant", item.wrong)])] == item.wrong
     direction = SUITE.directions[0]
     text = f"{direction.direction}\n\n{direction.request}"
     assert held_out[scenario_hash([("user", text)])] == text

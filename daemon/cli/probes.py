@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +11,10 @@ from daemon.cli.history import open_run
 from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load
 from daemon.cli.output import echo, print_json, print_table
 
-_COLUMNS = ("probe", "cycle", "why", "items", "seconds", "now", "on A1", "on base", "suite", "skipped")
+_COLUMNS = (
+    *("probe", "cycle", "version", "why", "items", "seconds"),
+    *("now", "on A1", "on base", "refused", "suite", "skipped"),
+)
 _SHORT = 8
 """Characters of a suite's version that tell it from another at a glance."""
 _MIXED = frozenset({"style"})
@@ -30,12 +33,14 @@ def probes(
     run: RunName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Held-out measurements: the newest of each probe, its cost, and the same of the last baked checkpoint and base."""
+    """Held-out measurements: the newest of each probe, its cost, and its level on the head, on A1 and on the base."""
     loaded = load(config, set_, state_dir, run)
-    with open_run(loaded) as (_, engine, name):
+    with open_run(loaded) as (queries, engine, name):
         from daemon.storage import probe_queries
 
-        found = probe_queries.probes(engine, name, loaded.config.watchdog.baked_after, limit)
+        rows = probe_queries.probes(engine, name, loaded.config.watchdog.baked_after, limit)
+        outside = {row["version"] for row in queries.checkpoints(engine, name) if row["depth"] is None}
+        found = [_apart(row, outside) for row in rows]
     if as_json:
         print_json(found)
     elif not found:
@@ -44,11 +49,20 @@ def probes(
         print_table(_COLUMNS, map(_row, found))
 
 
+def _apart(measured: Mapping[str, Any], outside: Collection[str]) -> dict[str, Any]:
+    """With what a candidate outside the head's lineage measured under "refused", and never under "now"."""
+    if "refused" in measured:
+        return dict(measured)
+    if measured["version"] not in outside:
+        return {**measured, "refused": None}
+    return {**measured, "now": None, "refused": measured["now"]}
+
+
 def _row(measured: Mapping[str, Any]) -> list[Any]:
     suite = str(measured["suite_version"])[:_SHORT]
     mixed = measured["probe"] in _MIXED
-    levels = [None if mixed else _level(measured.get(whose)) for whose in ("now", "baked", "base")]
-    names = ("probe", "cycle", "reason", "num_items")
+    levels = [None if mixed else _level(measured.get(whose)) for whose in ("now", "baked", "base", "refused")]
+    names = ("probe", "cycle", "version", "reason", "num_items")
     seconds = f"{measured['seconds']:.1f}"
     return [*(measured[name] for name in names), seconds, *levels, suite, measured["skipped"]]
 

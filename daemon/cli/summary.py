@@ -87,15 +87,30 @@ def _step(summary: Record, step: Record | None) -> str:
 
 
 def _held_out(found: Record) -> str:
-    summary: Record = found["summary"]
-    nll: float = summary["held_out_nll"]
-    against = []
-    if summary["held_out_nll_vs_base"] is not None:
-        against.append(f"{summary['held_out_nll_vs_base']:+.4f} against the base")
-    parent = _probe(found["probes_parent"], "nll")
-    if parent is not None and parent["mean"] is not None:
-        against.append(f"{nll - parent['mean']:+.4f} against the parent")
-    return f"NLL {nll:.4f}" + (f" ({', '.join(against)})" if against else "")
+    against = ((_nll_vs_base(found), "the base"), (_nll_vs_parent(found), "the parent"))
+    listed = ", ".join(f"{value:+.4f} against {whom}" for value, whom in against if value is not None)
+    return f"NLL {found['summary']['held_out_nll']:.4f}" + (f" ({listed})" if listed else "")
+
+
+def _nll_vs_base(found: Record) -> float | None:
+    """As the verdict has it: over the documents that both measured."""
+    paired = _evidence(found).get("differences", {}).get("nll")
+    return found["summary"]["held_out_nll_vs_base"] if paired is None else paired
+
+
+def _nll_vs_parent(found: Record) -> float | None:
+    """Likewise; without a verdict that says so only where both measured as many documents."""
+    for gate in _evidence(found).get("gates", ()):
+        if gate["name"] == "nll_rise" and gate["value"] is not None:
+            return float(gate["value"])
+    now, parent = _probe(found["probes"], "nll"), _probe(found["probes_parent"], "nll")
+    if now is None or parent is None or None in (now["mean"], parent["mean"]):
+        return None
+    return float(now["mean"] - parent["mean"]) if now["num_items"] == parent["num_items"] else None
+
+
+def _evidence(found: Record) -> Record:
+    return (found["verdict"] or {}).get("evidence") or {}
 
 
 def _pass_rate(found: Record, probe: str) -> str:

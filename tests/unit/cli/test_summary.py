@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import drive_to, make_scenario
@@ -86,3 +87,21 @@ def test_an_abandoned_cycle_says_why(state_dir: Path) -> None:
     ledger.close(drive_to(ledger, CycleState.PLANNED), Outcome.ABANDONED, "stopped before the claim")
     engine.dispose()
     assert lines_of(state_dir, 3)[0] == "cycle 3 abandoned: stopped before the claim"
+
+
+def test_differences_of_nll_are_the_verdicts_own(state_dir: Path) -> None:
+    """Paired over the documents that both measured; means over other documents differ by more than the policy does."""
+    engine = open_database(f"sqlite:///{state_dir / 'dreamd.sqlite3'}", readonly=True)
+    found = everything_of(queries, engine, "default", 1)
+    engine.dispose()
+
+    def held_out(**changes: Any) -> str:
+        (line,) = (line for line in cycle_lines(found | changes) if line.startswith("  held-out"))
+        return line
+
+    evidence = {"differences": {"nll": -0.002}, "gates": [{"name": "nll_rise", "value": 0.001}]}
+    assert held_out(verdict=found["verdict"] | {"evidence": evidence}) == (
+        "  held-out   NLL 2.9000 (-0.0020 against the base, +0.0010 against the parent)"
+    )
+    more = [{"probe": "nll", "num_items": 2, "mean": 4.0, "pass_rate": None}]
+    assert "against the parent" not in held_out(probes_parent=more)

@@ -144,9 +144,9 @@ def test_a_trial_cycle_says_which_part_is_the_breakers(dreamd: Dreamd, state_dir
 
 
 def test_probes_stand_beside_their_anchors(dreamd: Dreamd, state_dir: Path) -> None:
-    """One line each: cycle, reason, items, seconds, level now, on A1 and the base, the suite, and what was skipped.
+    """Cycle, version, reason, items, seconds; levels on A1 and the base; suite, and what was skipped.
 
-    Style is many figures, of which there is no mean.
+    What a refused candidate measured stands under "refused", never under "now". Style is many figures without a mean.
     """
     with acquired(state_dir) as ledger:
         skipped = ProbeRun("kl", ProbeReason.SCHEDULED, 0, "f" * 64, (), 0.0, "no full-attention layer")
@@ -156,18 +156,24 @@ def test_probes_stand_beside_their_anchors(dreamd: Dreamd, state_dir: Path) -> N
         style = ProbeRun("style", ProbeReason.CORE, 1, "d" * 64, figures, 0.0)
         ledger.record_probes("cycle-000002", [skipped, confirmed, style], ledger.cycle(2))
     at = ("--state-dir", str(state_dir))
-    lines = [" ".join(line.split()) for line in dreamd("probes", *at).stdout.splitlines()]
-    assert lines == [
-        "probe cycle why items seconds now on A1 on base suite skipped",
-        "accept 2 core 1 1.2 100 % 0 % 0 % suite of -",
-        "accept.confirmation 2 confirmation 200 30.0 75 % - - cccccccc -",
-        "kl 2 scheduled 0 0.0 - - - ffffffff no full-attention layer",
-        "nll 2 core 1 2.0 2.8000 3.0000 3.0000 suite of -",
-        "push_back 2 core 1 1.8 100 % 0 % 0 % suite of -",
-        "style 2 core 2 0.0 - - - dddddddd -",
-    ]
+    header, *lines = dreamd("probes", *at).stdout.splitlines()
+    assert header.split("  ")[0] == "probe"
+    shown = {line.split()[0]: line for line in lines}
+    assert list(shown) == ["accept", "accept.confirmation", "kl", "nll", "push_back", "style"]
+    assert all(line.split()[1:3] == ["2", "cycle-000002"] for line in lines)
+    now, refused = header.index("now"), header.index("refused")
+    assert shown["nll"][refused:].split()[:3] == ["2.8000", "suite", "of"]
+    assert not shown["nll"][now:].startswith("2.8000")
+    assert shown["nll"][header.index("on A1") : refused].split() == ["3.0000", "3.0000"]
+    assert shown["accept"][refused:].startswith("100 %")
+    assert shown["accept.confirmation"][refused:].startswith("75 %")
+    assert shown["kl"].rstrip().endswith("ffffffff  no full-attention layer")
+    assert shown["style"][now:].split()[:4] == ["-", "-", "-", "-"]
     found = json.loads(dreamd("probes", "--limit", "2", "--json", *at).stdout)
-    assert [(row["probe"], row["cycle"]) for row in found if row["probe"] == "nll"] == [("nll", 1), ("nll", 2)]
+    nll = [row for row in found if row["probe"] == "nll"]
+    assert [(row["cycle"], row["version"]) for row in nll] == [(1, "cycle-000001"), (2, "cycle-000002")]
+    assert nll[0]["now"]["mean"] == 2.9
+    assert nll[1]["refused"]["mean"] == 2.8
 
 
 def test_what_was_not_this_cycles_turn_is_named(dreamd: Dreamd, state_dir: Path) -> None:

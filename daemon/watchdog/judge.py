@@ -72,7 +72,12 @@ class Watchdog:
             return _refusal(trainer, history)
         looked_at, degenerate = self._engine_gates(history, trainer, sides)
         watched = cusum.watch(history, sides.candidate, self._config)
-        suspects = [probe for probe, track in watched.tracks.items() if track.s >= self._config.cusum_threshold]
+        # A probe that was not measured now says nothing new, and may be gone: what it once showed must not block.
+        suspects = [
+            probe
+            for probe, track in watched.tracks.items()
+            if track.measured and track.s >= self._config.cusum_threshold
+        ]
         fresh = any(items.is_confirmation(probe) for probe in sides.candidate)
         if suspects and not fresh:
             return self._suspicion(suspects, watched)

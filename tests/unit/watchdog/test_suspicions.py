@@ -181,6 +181,12 @@ def test_a_suspect_without_fresh_prompts_of_its_own_stays_suspect() -> None:
     assert found.evidence["detectors"]["cusum"]["accept"]["s"] == 0.0
 
 
+def test_a_suspect_that_is_no_longer_measured_blocks_nothing() -> None:
+    """Its pack was removed while nobody could judge its fresh prompts: the cycle is decided without asking again."""
+    seen = replace(seasoned(), detectors=detectors(9.0, 20, "arithmetic"))
+    assert not verdict_of(seen, evidence(candidate())).regressed
+
+
 def test_a_pack_that_was_removed_does_not_keep_every_schedule_eager() -> None:
     """S of `tides` is near its threshold; 30 steps without a measurement later probes come as usual again."""
     references = {"tides": {"base": PassCount(40, 400)}}

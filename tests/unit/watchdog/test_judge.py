@@ -387,7 +387,7 @@ REFERENCES = st.dictionaries(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_every_well_formed_history_gives_an_answer(data: st.DataObject) -> None:
     """Two steps of anything: always a verdict or a suspicion, strict JSON, the same again, no second suspicion."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from math import fsum
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,25 +11,26 @@ from sqlalchemy import ColumnElement, Connection, Engine
 
 from daemon.domain.lineage import baked
 from daemon.domain.probing import CONFIRMATION_SUFFIX
-from daemon.domain.states import ProbeReason
+from daemon.domain.states import Outcome, ProbeReason
 from daemon.storage.database import reading
 from daemon.storage.history import ancestry
 from daemon.storage.runs import find_run
 from daemon.storage.tables import cycles, probe_results, probe_runs
 
 Record = dict[str, Any]
-_Means = Mapping[tuple[str, str], Record]
-"""(version, probe) -> num_items, mean, pass_rate."""
 
 
 def probes(engine: Engine, run_name: str, baked_after: int, limit: int = 1) -> list[Record]:
-    """The newest `limit` measurements of each probe, with what A1 and the base have in the same probe.
+    """The newest `limit` measurements of each probe, and how head, A1 and base stand in the same probe.
 
-    Measurements of anchors only count where there are no others.
+    Measurements of anchors only count where there are no others. Means over fixed items are over those that all
+    checkpoints shown with it have.
 
     Returns:
         By probe, newest last: probe, cycle, version, reason, turn, num_items, seconds, suite_version, skipped,
-        measured_at; and under "now", "baked", "base": num_items, mean, pass_rate, or None when nothing was measured.
+        measured_at; `head`, its version; and under "measured" (of `version`), "now" (of the head), "baked", "base":
+        num_items, mean, pass_rate, or None when nothing was measured. "refused": as "measured" where `version` is a
+        candidate that was rolled back, else None.
 
     Raises:
         UsageError: there is no such run.
@@ -37,17 +39,17 @@ def probes(engine: Engine, run_name: str, baked_after: int, limit: int = 1) -> l
         run = find_run(connection, run_name)
         runs = _newest_runs(connection, run.id, limit)
         lineage = ancestry(connection, run.id, run.head_version) if run.head_version is not None else ()
-        anchors = {"baked": baked(lineage, baked_after).version, "base": lineage[-1].version} if lineage else {}
-        means = _means(connection, run.id, {*(row["version"] for row in runs), *anchors.values()})
-    return [
-        {
-            **row,
-            "measured_at": row["measured_at"].isoformat(),
-            "now": means.get((row["version"], row["probe"])),
-            **{name: means.get((version, row["probe"])) for name, version in anchors.items()},
-        }
-        for row in runs
-    ]
+        shown = dict.fromkeys(("now", "baked", "base"))
+        if lineage:
+            shown = {
+                "now": lineage[0].version,
+                "baked": baked(lineage, baked_after).version,
+                "base": lineage[-1].version,
+            }
+        of_run = cycles.c.run_id == run.id
+        rolled_back = sa.select(cycles.c.candidate_version).where(of_run, cycles.c.outcome == Outcome.ROLLED_BACK)
+        refused = set(connection.scalars(rolled_back))
+        return [_standing(connection, run.id, row, shown, row["version"] in refused) for row in runs]
 
 
 def unmeasured(engine: Engine, run_name: str, number: int) -> list[Record]:
@@ -111,22 +113,47 @@ def _newest_runs(connection: Connection, run_id: int, limit: int) -> list[Record
     return [{name: row[name] for name in (*names, "measured_at")} for row in ordered]
 
 
-def _means(connection: Connection, run_id: int, versions: Collection[str]) -> _Means:
-    table = probe_results
-    passed = sa.case((table.c.passed.is_(None), None), (table.c.passed, 1.0), else_=0.0)
-    wanted = (
-        sa.select(
-            table.c.version,
-            table.c.probe,
-            sa.func.count().label("num_items"),
-            sa.func.avg(sa.cast(table.c.value, sa.Double)).label("mean"),
-            sa.cast(sa.func.avg(passed), sa.Double).label("pass_rate"),
-        )
-        .where(table.c.run_id == run_id, table.c.version.in_(sorted(versions)))
-        .group_by(table.c.version, table.c.probe)
-    )
-    found = connection.execute(wanted).mappings()
+def _standing(
+    connection: Connection, run_id: int, row: Record, shown: Mapping[str, str | None], refused: bool
+) -> Record:
+    versions = {"measured": row["version"], **shown}
+    means = common_means(connection, run_id, {found for found in versions.values() if found}, row["probe"])
+    levels = {name: means.get((version or "", row["probe"])) for name, version in versions.items()}
     return {
-        (row["version"], row["probe"]): {name: row[name] for name in ("num_items", "mean", "pass_rate")}
-        for row in found
+        **row,
+        "measured_at": row["measured_at"].isoformat(),
+        "head": shown["now"],
+        **levels,
+        "refused": levels["measured"] if refused else None,
     }
+
+
+def common_means(
+    connection: Connection, run_id: int, versions: Collection[str], probe: str | None = None
+) -> dict[tuple[str, str], Record]:
+    """(version, probe) -> num_items, mean and pass_rate, to be compared with each other.
+
+    Where nothing can pass, the items are fixed, and a mean is over those that all versions with any of them have.
+    Pass rates are of the items that each has: these rotate through a pool.
+    """
+    table = probe_results
+    wanted = sa.select(table.c.version, table.c.probe, table.c.item, table.c.value, table.c.passed).where(
+        table.c.run_id == run_id, table.c.version.in_(sorted(versions))
+    )
+    found: dict[str, dict[str, dict[str, tuple[float | None, bool | None]]]] = {}
+    for row in connection.execute(wanted if probe is None else wanted.where(table.c.probe == probe)):
+        found.setdefault(row.probe, {}).setdefault(row.version, {})[row.item] = (row.value, row.passed)
+    means: dict[tuple[str, str], Record] = {}
+    for name, by_version in found.items():
+        fixed = all(passed is None for of in by_version.values() for _, passed in of.values())
+        known = [{item for item, (value, _) in of.items() if value is not None} for of in by_version.values()]
+        common = set.intersection(*(filter(None, known))) if any(known) else set()
+        for version, of in by_version.items():
+            values = [value for item, (value, _) in of.items() if value is not None and (not fixed or item in common)]
+            rates = [passed for _, passed in of.values() if passed is not None]
+            means[version, name] = {
+                "num_items": len(of),
+                "mean": fsum(values) / len(values) if values else None,
+                "pass_rate": sum(rates) / len(rates) if rates else None,
+            }
+    return means

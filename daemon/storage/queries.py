@@ -14,6 +14,7 @@ from daemon.domain.states import CheckpointState, CompletionKind, CycleState
 from daemon.storage import tables, views, watching
 from daemon.storage.database import reading
 from daemon.storage.kinds import PROBE_STAGES
+from daemon.storage.probe_queries import common_means
 from daemon.storage.runs import find_run
 from daemon.storage.watching_rows import breaker_values
 
@@ -72,6 +73,8 @@ def show_cycle(engine: Engine, run_name: str, number: int) -> Record:
         summary = sa.select(views.cycle_summary).where(
             views.cycle_summary.c.run == run_name, views.cycle_summary.c.cycle == number
         )
+        versions = [version for version in (cycle["candidate_version"], cycle["parent_version"]) if version]
+        means = common_means(connection, run_id, versions)
         return {
             "cycle": cycle,
             "summary": _records(connection, summary)[0],
@@ -86,8 +89,8 @@ def show_cycle(engine: Engine, run_name: str, number: int) -> Record:
             "governor": of_cycle(tables.governor_decisions, "id"),
             "resting": watching.resting(connection, run_id, number),
             "probe_runs": of_cycle(tables.probe_runs, "id"),
-            "probes": _probes(connection, run_id, cycle["candidate_version"]),
-            "probes_parent": _probes(connection, run_id, cycle["parent_version"]),
+            "probes": _probes(means, cycle["candidate_version"]),
+            "probes_parent": _probes(means, cycle["parent_version"]),
             "engine_checks": of_cycle(tables.engine_checks, "id"),
             "verdict": _first(of_cycle(tables.verdicts)),
             "rollback": _first(of_cycle(tables.rollbacks, "id")),
@@ -256,21 +259,9 @@ def _scenarios(connection: Connection, run_id: int, number: int) -> list[Record]
     return _records(connection, wanted)
 
 
-def _probes(connection: Connection, run_id: int, version: str | None) -> list[Record]:
+def _probes(means: Mapping[tuple[str, str], Record], version: str | None) -> list[Record]:
     """Per probe: how many items, their mean, and the share that passed."""
-    table = tables.probe_results
-    passed = sa.case((table.c.passed.is_(None), None), (table.c.passed, 1.0), else_=0.0)
-    wanted = (
-        sa.select(
-            table.c.probe,
-            sa.func.count().label("num_items"),
-            sa.func.avg(sa.cast(table.c.value, sa.Double)).label("mean"),
-            sa.cast(sa.func.avg(passed), sa.Double).label("pass_rate"),
-        )
-        .where(table.c.run_id == run_id, table.c.version == version)
-        .group_by(table.c.probe)
-    )
-    return sorted(_records(connection, wanted), key=lambda record: str(record["probe"]))
+    return [{"probe": probe, **of} for (of_version, probe), of in sorted(means.items()) if of_version == version]
 
 
 def _counts(connection: Connection, column: sa.Column[Any], run_id: int) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 Rows of an earlier revision stay as they are: their measurements belong to no probe run. A rollback's `after_cycle`
 is filled in: by its cycle, or for an operator's by the newest cycle that had started by then. When files were
-pruned was not recorded: they count as there until now.
+pruned was not recorded: they count as there until now. `cycle_summary` compares with the base item by item.
 """
 
 from __future__ import annotations
@@ -19,7 +19,85 @@ ROW_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 UTC = sa.DateTime(timezone=True)
 
 
+CYCLE_SUMMARY = """
+CREATE VIEW cycle_summary AS
+WITH nll AS (
+    SELECT run_id, version, AVG(CAST(value AS DOUBLE PRECISION)) AS mean
+    FROM probe_results
+    WHERE probe = 'nll'
+    GROUP BY run_id, version
+),
+pass_rate AS (
+    SELECT run_id, version, probe, CAST(AVG(CASE WHEN passed THEN 1.0 ELSE 0.0 END) AS DOUBLE PRECISION) AS rate
+    FROM probe_results
+    WHERE probe IN ('accept', 'push_back') AND passed IS NOT NULL
+    GROUP BY run_id, version, probe
+),
+-- Item by item: a mean over items that the base lacks says nothing beside the base's.
+nll_vs_base AS (
+    SELECT n.run_id, n.version,
+        AVG(CAST(n.value AS DOUBLE PRECISION) - CAST(b.value AS DOUBLE PRECISION)) AS difference
+    FROM probe_results n
+    JOIN checkpoints k ON k.run_id = n.run_id AND k.parent_version IS NULL
+    JOIN probe_results b ON b.run_id = n.run_id AND b.version = k.version AND b.probe = n.probe AND b.item = n.item
+    WHERE n.probe = 'nll'
+    GROUP BY n.run_id, n.version
+)
+SELECT
+    r.name AS run,
+    c.number AS cycle,
+    c.state,
+    c.outcome,
+    c.reason,
+    c.parent_version AS parent,
+    c.candidate_version AS candidate,
+    (SELECT COUNT(*) FROM scenarios s WHERE s.run_id = c.run_id AND s.cycle = c.number) AS num_scenarios,
+    (SELECT COUNT(*) FROM completions o WHERE o.run_id = c.run_id AND o.cycle = c.number) AS num_completions,
+    -- Guided answers are no measure of the policy: only what it says unprompted counts as judged and passed.
+    (SELECT COUNT(o.passed) FROM completions o
+     WHERE o.run_id = c.run_id AND o.cycle = c.number AND o.kind = 'sweep') AS num_judged,
+    (SELECT COUNT(*) FROM completions o
+     WHERE o.run_id = c.run_id AND o.cycle = c.number AND o.kind = 'sweep' AND o.passed) AS num_passed,
+    (SELECT COUNT(*) FROM examples e
+     WHERE e.run_id = c.run_id AND e.cycle = c.number AND e.kind = 'pair') AS num_pairs,
+    (SELECT COUNT(*) FROM examples e
+     WHERE e.run_id = c.run_id AND e.cycle = c.number AND e.kind = 'chosen_only') AS num_chosen_only,
+    st.objective,
+    st.lr,
+    st.loss,
+    st.chosen_logprob,
+    st.rejected_logprob,
+    st.margin,
+    nll.mean AS held_out_nll,
+    nll_vs_base.difference AS held_out_nll_vs_base,
+    accept.rate AS accept_rate,
+    push_back.rate AS push_back_rate,
+    v.decision,
+    -- The candidate's last check, or else the cycle's; SQLite before 3.41 finds no outer column in an ORDER BY.
+    CASE WHEN EXISTS (SELECT 1 FROM engine_checks k WHERE k.run_id = c.run_id AND k.cycle = c.number
+                      AND k.policy_version = c.candidate_version)
+    THEN (SELECT k.mean_abs_diff FROM engine_checks k WHERE k.run_id = c.run_id AND k.cycle = c.number
+          AND k.policy_version = c.candidate_version ORDER BY k.id DESC LIMIT 1)
+    ELSE (SELECT k.mean_abs_diff FROM engine_checks k WHERE k.run_id = c.run_id AND k.cycle = c.number
+          ORDER BY k.id DESC LIMIT 1)
+    END AS engine_logprob_diff,
+    c.started_at,
+    c.finished_at
+FROM cycles c
+JOIN runs r ON r.id = c.run_id
+LEFT JOIN steps st ON st.run_id = c.run_id AND st.cycle = c.number
+LEFT JOIN verdicts v ON v.run_id = c.run_id AND v.cycle = c.number
+LEFT JOIN nll ON nll.run_id = c.run_id AND nll.version = c.candidate_version
+LEFT JOIN nll_vs_base ON nll_vs_base.run_id = c.run_id AND nll_vs_base.version = c.candidate_version
+LEFT JOIN pass_rate accept
+    ON accept.run_id = c.run_id AND accept.version = c.candidate_version AND accept.probe = 'accept'
+LEFT JOIN pass_rate push_back
+    ON push_back.run_id = c.run_id AND push_back.version = c.candidate_version AND push_back.probe = 'push_back'
+"""
+
+
 def upgrade() -> None:
+    op.execute("DROP VIEW cycle_summary")
     create_probe_runs()
     create_breaker()
     create_governor()
@@ -34,6 +112,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", "cycle", "pack", "family", name=op.f("pk_resting_families")),
     )
     add_columns()
+    op.execute(CYCLE_SUMMARY)
 
 
 def create_probe_runs() -> None:

@@ -25,9 +25,10 @@ from builders import (
 from sqlalchemy import Engine
 
 from daemon.domain.errors import UsageError
+from daemon.domain.probing import ProbeRun
 from daemon.domain.records import Draw
 from daemon.domain.states import CycleState, Decision, ExampleKind, Outcome
-from daemon.storage import queries, views
+from daemon.storage import probe_queries, queries, views
 from daemon.storage.database import reading
 from daemon.storage.ledger import SqlLedger
 from daemon.storage.runs import create_run
@@ -96,6 +97,35 @@ def test_the_numbers_of_a_hand_made_cycle(hand_made: SqlLedger, engine: Engine) 
         "decision": "promote",
         "engine_logprob_diff": 2e-6,
     }
+
+
+def test_means_that_are_compared_are_over_the_same_items(ledger: SqlLedger, engine: Engine) -> None:
+    """A candidate with an item more, which is easy: it is 0.5 worse than base and parent on the two that all have.
+
+    After the rollback the head is what there is now, and the candidate is shown apart; rates are of all its answers.
+    """
+
+    def measured(passed: bool, **values: float) -> list[ProbeRun]:
+        items = [make_probe_result("nll", item, value) for item, value in values.items()]
+        return make_probe_runs([*items, make_probe_result("accept", str(passed), 1.0, passed=passed)])
+
+    ledger.record_probes(BASE_VERSION, measured(True, a=3.0, b=4.0), None)
+    cycle = drive_to(ledger, CycleState.PUBLISHED)
+    ledger.record_probes("cycle-000001", measured(False, a=3.5, b=4.5, easy=0.25), cycle)
+    ledger.roll_back(ledger.probed(cycle), make_verdict(Decision.ROLL_BACK), ledger.head())
+    shown = queries.show_cycle(engine, "test", 1)
+    assert shown["summary"]["held_out_nll_vs_base"] == 0.5
+    means = [{row["probe"]: row["mean"] for row in shown[name]}["nll"] for name in ("probes", "probes_parent")]
+    assert means == [4.0, 3.5]
+    found = {row["probe"]: row for row in probe_queries.probes(engine, "test", 2)}
+    nll, accept = found["nll"], found["accept"]
+    assert (nll["version"], nll["head"]) == ("cycle-000001", BASE_VERSION)
+    assert [nll[name]["mean"] for name in ("measured", "refused", "now", "baked", "base")] == [4.0, 4.0, 3.5, 3.5, 3.5]
+    assert [accept[name]["pass_rate"] for name in ("refused", "now")] == [0.0, 1.0]
+    ledger.promote(drive_to(ledger, CycleState.PROBED), make_verdict())
+    ledger.record_probes("cycle-000002", measured(True, a=2.0, b=2.0), None)
+    (nll,) = (row for row in probe_queries.probes(engine, "test", 2, 1) if row["probe"] == "nll")
+    assert (nll["now"]["mean"], nll["refused"]) == (2.0, None)
 
 
 def test_a_cycle_that_just_began_has_a_summary(ledger: SqlLedger, engine: Engine) -> None:

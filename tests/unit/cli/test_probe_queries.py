@@ -29,13 +29,14 @@ def test_every_query_gives_the_same_on_both_databases(database_url: str) -> None
     ledger.record_probes("base", [run("nll", 3.0, ProbeReason.ANCHOR)], None)  # newer, and of an anchor only
     found = {row["probe"]: row for row in probe_queries.probes(engine, "default", 10)}
     assert list(found) == ["accept", "accept.confirmation", "nll"]
-    assert (found["nll"]["version"], found["nll"]["now"]["mean"], found["nll"]["base"]["mean"]) == (
+    assert (found["nll"]["version"], found["nll"]["measured"]["mean"], found["nll"]["base"]["mean"]) == (
         "cycle-000001",
         2.5,
         3.0,
     )
-    assert found["accept"]["now"] == {"num_items": 1, "mean": 1.0, "pass_rate": 1.0}
-    assert found["accept.confirmation"]["now"]["pass_rate"] == 0.0
+    assert found["accept"]["measured"] == {"num_items": 1, "mean": 1.0, "pass_rate": 1.0}
+    assert found["accept.confirmation"]["measured"]["pass_rate"] == 0.0
+    assert found["nll"]["now"] == found["nll"]["base"]  # the head: nothing is promoted yet
     assert found["accept"]["baked"] is None
     assert probe_queries.settings_of_cycles(engine, "default", "training") == {1: {"lr": 1e-5}}
     assert probe_queries.settings_of_cycles(engine, "default", "watchdog") == {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +13,7 @@ from daemon.cli.output import echo, print_json, print_table
 
 _COLUMNS = (
     *("probe", "cycle", "version", "why", "items", "seconds"),
-    *("now", "on A1", "on base", "refused", "suite", "skipped"),
+    *("measured", "head now", "on A1", "on base", "suite", "skipped"),
 )
 _SHORT = 8
 """Characters of a suite's version that tell it from another at a glance."""
@@ -35,12 +35,10 @@ def probes(
 ) -> None:
     """Held-out measurements: the newest of each probe, its cost, and its level on the head, on A1 and on the base."""
     loaded = load(config, set_, state_dir, run)
-    with open_run(loaded) as (queries, engine, name):
+    with open_run(loaded) as (_, engine, name):
         from daemon.storage import probe_queries
 
-        rows = probe_queries.probes(engine, name, loaded.config.watchdog.baked_after, limit)
-        outside = {row["version"] for row in queries.checkpoints(engine, name) if row["depth"] is None}
-        found = [_apart(row, outside) for row in rows]
+        found = probe_queries.probes(engine, name, loaded.config.watchdog.baked_after, limit)
     if as_json:
         print_json(found)
     elif not found:
@@ -49,22 +47,14 @@ def probes(
         print_table(_COLUMNS, map(_row, found))
 
 
-def _apart(measured: Mapping[str, Any], outside: Collection[str]) -> dict[str, Any]:
-    """With what a candidate outside the head's lineage measured under "refused", and never under "now"."""
-    if "refused" in measured:
-        return dict(measured)
-    if measured["version"] not in outside:
-        return {**measured, "refused": None}
-    return {**measured, "now": None, "refused": measured["now"]}
-
-
 def _row(measured: Mapping[str, Any]) -> list[Any]:
     suite = str(measured["suite_version"])[:_SHORT]
     mixed = measured["probe"] in _MIXED
-    levels = [None if mixed else _level(measured.get(whose)) for whose in ("now", "baked", "base", "refused")]
-    names = ("probe", "cycle", "version", "reason", "num_items")
+    levels = [None if mixed else _level(measured.get(whose)) for whose in ("measured", "now", "baked", "base")]
+    version = f"{measured['version']} (refused)" if measured["refused"] else measured["version"]
+    first = (measured["probe"], measured["cycle"], version, measured["reason"], measured["num_items"])
     seconds = f"{measured['seconds']:.1f}"
-    return [*(measured[name] for name in names), seconds, *levels, suite, measured["skipped"]]
+    return [*first, seconds, *levels, suite, measured["skipped"]]
 
 
 def _level(of: Mapping[str, Any] | None) -> str | None:

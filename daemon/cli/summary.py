@@ -94,8 +94,9 @@ def _held_out(found: Record) -> str:
 
 def _nll_vs_base(found: Record) -> float | None:
     """As the verdict has it: over the documents that both measured."""
-    paired = _evidence(found).get("differences", {}).get("nll")
-    return found["summary"]["held_out_nll_vs_base"] if paired is None else paired
+    paired: float | None = _evidence(found).get("differences", {}).get("nll")
+    stored: float | None = found["summary"]["held_out_nll_vs_base"]
+    return stored if paired is None else paired
 
 
 def _nll_vs_parent(found: Record) -> float | None:

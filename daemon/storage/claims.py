@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from daemon.domain.errors import AlreadyClaimedError
 from daemon.domain.novelty import shingles, trained_shingles
+from daemon.domain.states import ChosenSource
 from daemon.storage import near_duplicates
 from daemon.storage.chunks import CHUNK, chunks
 from daemon.storage.held_out_texts import ShingleIndex
 from daemon.storage.kinds import ClaimKind, FingerprintKind
-from daemon.storage.rows import now, scenario_of
+from daemon.storage.rows import AnyRow, now, scenario_of
 from daemon.storage.tables import claims, events, examples, scenarios
 
 
@@ -96,20 +98,27 @@ def hold_out(connection: Connection, run_id: int, texts: Mapping[str, str]) -> N
 
 
 def _trained(connection: Connection, run_id: int) -> Iterator[frozenset[int]]:
-    """The shingles of every claimed scenario and of every claimed example's chosen text, whoever wrote it."""
-    for kind, table in ((ClaimKind.SCENARIO, scenarios), (ClaimKind.EXAMPLE, examples)):
-        spent = sa.select(table).join(
-            claims,
-            sa.and_(
-                claims.c.run_id == table.c.run_id,
-                claims.c.content_hash == table.c.content_hash,
-                claims.c.cycle == table.c.cycle,
-                claims.c.kind == kind,
-            ),
-        )
-        of_run = spent.where(table.c.run_id == run_id).execution_options(yield_per=CHUNK)
-        for row in connection.execute(of_run):
-            yield trained_shingles(scenario_of(row)) if table is scenarios else shingles(row.chosen_text)
+    """The shingles of every claimed scenario, and of every claimed example's chosen text that is no target."""
+    own = examples.c.chosen_source != ChosenSource.TARGET
+    written = sa.select(examples.c.chosen_text).where(own)
+    for row in _claimed(connection, run_id, ClaimKind.SCENARIO, scenarios, sa.select(scenarios)):
+        yield trained_shingles(scenario_of(row))
+    for row in _claimed(connection, run_id, ClaimKind.EXAMPLE, examples, written):
+        yield shingles(row.chosen_text)
+
+
+def _claimed(
+    connection: Connection, run_id: int, kind: ClaimKind, table: sa.Table, wanted: sa.Select[Any]
+) -> Iterable[AnyRow]:
+    """`wanted` of `table`, where a cycle of the run claimed it; a few rows in memory at once."""
+    of_claim = sa.and_(
+        claims.c.run_id == table.c.run_id,
+        claims.c.content_hash == table.c.content_hash,
+        claims.c.cycle == table.c.cycle,
+        claims.c.kind == kind,
+    )
+    spent = wanted.join(claims, of_claim).where(table.c.run_id == run_id)
+    return connection.execute(spent.execution_options(yield_per=CHUNK))
 
 
 def _tell_trained(connection: Connection, run_id: int, hashes: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from daemon.domain.errors import AlreadyClaimedError
 from daemon.domain.novelty import NEAR_DUPLICATE, jaccard, shingles
 from daemon.domain.records import Draw, Scenario
-from daemon.domain.states import CycleState, Decision, Outcome, RefusalReason, Side, Source
+from daemon.domain.states import ChosenSource, CycleState, Decision, Outcome, RefusalReason, Side, Source
 from daemon.storage import near_duplicates, tables
 from daemon.storage.database import reading, writing
 from daemon.storage.kinds import FingerprintKind
@@ -130,7 +130,7 @@ def test_what_the_model_wrote_itself_is_found_too(ledger: SqlLedger, engine: Eng
     for state, answer in ((CycleState.CLAIMED, ANSWER), (CycleState.PAIRED, DOCUMENT)):
         scenario = make_scenario(f"How do I go on, {state}?")
         cycle = drive_to(ledger, CycleState.SWEPT, [scenario])
-        examples = [make_example(scenario, answer)]
+        examples = [make_example(scenario, answer, chosen_source=ChosenSource.EXPLORATION)]
         cycle = ledger.record_pairs(cycle, [], examples, make_diversity())
         if state is CycleState.CLAIMED:
             cycle, _ = ledger.claim(cycle, examples)

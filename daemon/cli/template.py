@@ -64,7 +64,7 @@ path = {model_path}   # a Hugging Face folder
 # suites = ["suites/mine.yaml"]  # held-out texts and prompts of your own, beside the shipped ones
 # nll_documents = 24
 # answer_items = 12              # held-out answers of chosen_logp, sycophancy and direction_influence
-# behaviour_items = 24           # held-out prompts per side and cycle, in turn from a pool
+# behaviour_items = 32           # held-out prompts per side and cycle, in turn from a pool
 # capability_items = 24          # held-out tasks of arithmetic, code, reasoning, likewise
 # budget = 0.25                  # share of a cycle's time; what the watchdog decides by is always measured
 

@@ -20,7 +20,7 @@ class ProbesConfig(Section):
     """Held-out documents to measure, spread over their kinds; more than there are: all."""
     answer_items: Annotated[int, Field(ge=4)] = 12
     """Items of `chosen_logp`, of `sycophancy`, and of the probes of directions; more than there are: all."""
-    behaviour_items: Annotated[int, Field(ge=4, le=400)] = 24
+    behaviour_items: Annotated[int, Field(ge=4, le=400)] = 32
     """Held-out prompts per cycle of `accept` and of `push_back`, in turn from a pool."""
     capability_items: Annotated[int, Field(ge=4, le=400)] = 24
     """Held-out tasks per measurement of `arithmetic`, `code` and `reasoning`, in turn from a pool."""
@@ -75,7 +75,7 @@ class WatchdogConfig(Section):
     """A probe whose CUSUM reaches this is suspect, and is measured again on fresh prompts."""
     confirmation_items: Annotated[int, Field(ge=20, le=400)] = 300
     """Fresh prompts that confirm or clear a suspicion."""
-    confirmation_p: Annotated[float, Field(gt=0.0, le=0.5)] = 0.002
+    confirmation_p: Annotated[float, Field(gt=0.0, le=0.5)] = 0.001
     """Confirmed when chance alone would give so many failures with less than this probability."""
 
 

@@ -3,11 +3,10 @@
 Given all failures of both samples together, their number in the fresh one is hypergeometric when both fail equally
 often. The test is one-sided, exact at every sample size, and needs no approximation of small rates.
 
-The fresh prompts are new, the references are not: the CUSUM measured against the better of them (its p0), so a
-reference that was lucky is suspected more often, and a test against it alone would confirm more often than p says. So
-the fresh answers are tested against every reference with enough answers, and the larger p decides: that of the one
-that failed more often. The price: a probe that fails less than on the base is not confirmed to have fallen before it
-fails more than on the base, too.
+The fresh prompts are new, the reference is not: the CUSUM measured against the same one (its p0), the better of two.
+One that was lucky is suspected more often, so chance confirms several times more of the suspicions than p says. The
+limit is that much smaller: simulated, the rate of false rollbacks is what counts. A test against the worse reference
+would be exact, but blind to the loss of everything that was gained over the base.
 
 Source: Fisher (1935), "The logic of inductive inference", the exact test of a two by two table.
 """
@@ -33,10 +32,10 @@ class Confirmation:
     probe: str
     track: Track
     reference: Reference
-    """The one that failed most often: it decides."""
+    """The one that failed least often: it decides."""
     fresh: PassCount
     p: float
-    """Against `reference`: the largest."""
+    """Against `reference`."""
     limit: float
     compared: tuple[tuple[Reference, float], ...] = ()
     """Every reference with its p, the one that failed least often first."""
@@ -76,13 +75,13 @@ class Confirmation:
 
 
 def confirmations(watched: Watch, suspects: Iterable[str], measured: Measured, limit: float) -> dict[str, Confirmation]:
-    """Test each suspect whose fresh answers are there, and could be judged, against all of its references."""
+    """Test each suspect whose fresh answers are there, and could be judged; the better reference decides."""
     found = {}
     for probe in suspects:
         fresh = items.pass_count(measured.get(probe + CONFIRMATION_SUFFIX, {}))
         if fresh.num_items:
             compared = tuple((each, exact_p(fresh, each.count)) for each in watched.references[probe])
-            reference, p = max(compared, key=lambda each: each[1])
+            reference, p = compared[0]
             found[probe] = Confirmation(probe, watched.tracks[probe], reference, fresh, p, limit, compared)
     return found
 

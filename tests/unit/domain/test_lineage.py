@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from builders import make_checkpoint
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.domain.lineage import anchors, baked, kept
@@ -24,6 +24,7 @@ def test_a1_by_hand() -> None:
     assert found == {0: "0", 9: "0", 10: "0", 19: "0", 20: "10", 29: "10", 30: "20"}
 
 
+@settings(deadline=None)
 @given(st.integers(0, 80), st.integers(1, 12), st.integers(2, 6))
 def test_what_is_kept_suffices_for_every_later_anchor(head: int, after: int, last: int) -> None:
     """A1 has its clean later cycles or is the base; and whatever becomes A1 later was kept at every head before."""
@@ -57,6 +58,7 @@ def test_an_anchor_without_files_is_none() -> None:
         assert baked(found, 10).version == expected
 
 
+@settings(deadline=None)
 @given(st.integers(0, 80), st.integers(1, 12), st.integers(2, 6), st.sets(st.integers(0, 80)))
 def test_a1_is_the_first_anchor(head: int, after: int, last: int, gone: set[int]) -> None:
     """Whatever files are there."""

@@ -22,7 +22,7 @@ from benchmarks.watchdog_studies import (
     simulate_changes,
     simulate_null,
 )
-from benchmarks.watchdog_world import CAPABILITIES, NO_CHANGE, PASS_PROBES, Change, World
+from benchmarks.watchdog_world import CAPABILITIES, NO_CHANGE, PASS_PROBES, Change, Setting, World
 from daemon.config.sections import CheckpointsConfig
 from daemon.config.watching import ProbesConfig, WatchdogConfig
 from daemon.domain.probing import CONFIRMATION_SUFFIX
@@ -30,7 +30,8 @@ from daemon.domain.states import Decision
 from daemon.domain.verdicts import Evidence, History, PassCount, Suspicion, Verdict
 
 CONFIG = WatchdogConfig()
-TEN = NULLS[0]
+TEN = replace(NULLS[0], behaviour_items=24, capability_items=24, capability_every=3)
+"""With sizes that stay when the defaults change: the figures below are worked out by hand."""
 
 
 class Scripted:
@@ -56,14 +57,14 @@ class Scripted:
         return history.parent_anchor.depth == self._eager_at
 
 
-def scripted_run(judge: Scripted, seed: int = 1) -> Run:
+def scripted_run(judge: Scripted, seed: int = 1, setting: Setting = TEN) -> Run:
     source = np.random.default_rng(seed)
-    return Run(World(TEN, source), judge, CONFIG, source)
+    return Run(World(setting, source), judge, CONFIG, source)
 
 
 def test_sizes_are_those_that_ship() -> None:
     """A candidate has as many items of each probe, as often, as the configuration's defaults say."""
-    shipped, run = ProbesConfig(), scripted_run(Scripted())
+    shipped, run = ProbesConfig(), scripted_run(Scripted(), setting=NULLS[0])
     cycles = [run.cycle() for _ in range(2 * shipped.capability_every)]
     items = Counter(result.probe for result in cycles[0].candidate.results)
     assert (items["nll"], items["chosen_logp"], items["sycophancy"]) == (

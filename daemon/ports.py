@@ -428,7 +428,7 @@ class Ledger(Protocol):
         """The newest finished cycles after `after_cycle`, oldest first."""
 
     def governor_decisions(self) -> tuple[GovernorDecision, ...]:
-        """The newest 200, oldest first."""
+        """The newest 200, and of each knob the newest that was applied, however old; oldest first."""
 
     def breaker(self) -> Breaker:
         """The newest state; CLOSED since cycle 0 when it never changed."""

@@ -86,7 +86,8 @@ def _state_dir(config: Config) -> Check:
 
     prepare_state_dir(path)
     free = shutil.disk_usage(path).free / 2**30
-    needed = _checkpoint_gib(path) * (config.checkpoints.keep_last + 2)
+    # Beside the newest: the base, four anchors, and the candidate that is being written.
+    needed = _checkpoint_gib(path) * (config.checkpoints.keep_last + 6)
     return Check(
         "state directory",
         free > needed,

@@ -49,11 +49,11 @@ class History:
     base: tuple[ProbeResult, ...]
     """A0: the pinned base."""
     update_rms_over_lr: tuple[float, ...] = ()
-    """Of the earlier promoted steps, oldest first."""
+    """Of the promoted steps since the settings changed last, oldest first."""
     chosen_logp: tuple[float, ...] = ()
-    """Mean held-out chosen log-probability of the head's ancestry, base first, parent last."""
+    """Mean held-out chosen log-probability of the ancestry over the candidate's items, oldest first, parent last."""
     batch_logprobs: tuple[tuple[float, float | None], ...] = ()
-    """(chosen, rejected) mean log-probability of the earlier promoted steps' batches, oldest first."""
+    """(chosen, rejected) mean log-probability of the same steps' batches."""
     parent_anchor: Anchor = Anchor("parent", 1, 1)
     anchors: tuple[Anchor, ...] = (Anchor("base", 0, 0),)
     """Baked ancestors whose files are kept, newest first; the base is the last."""

@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure: examples are bounded by their number, never by the clock.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 BOTH_DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
 

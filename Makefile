@@ -16,7 +16,7 @@ help:
 	@echo "make bench-judges  how often each judge is right on labelled answers (about 10 minutes)"
 	@echo "make bench-ledger  ms per near-duplicate check among 10^3, 10^5, 10^6 examples (about 20 minutes)"
 	@echo "make bench-watchdog  false rollbacks and delays of the watchdog, simulated (about 5 minutes)"
-	@echo "make sabotage  30 clean cycles of the small model, then six kinds of sabotage (about 2 hours)"
+	@echo "make sabotage  30 clean cycles of the small model, then six kinds of sabotage and a control (about 2 hours)"
 	@echo "make lock    resolve requirements/cpu.lock anew, after a change in pyproject.toml"
 	@echo "make clean   delete caches and build output (not .venv, not var/)"
 

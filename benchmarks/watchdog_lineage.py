@@ -218,6 +218,7 @@ class Run:
             update_rms_over_lr=tuple(step.update_rms_over_lr for step in earlier),
             chosen_logp=tuple(node.chosen_logp for node in self._lineage),
             batch_logprobs=tuple((step.chosen_logprob, step.rejected_logprob) for step in earlier),
+            batch_margins=tuple(step.margin for step in earlier if step.margin is not None),
             parent_anchor=Anchor(parent.checkpoint.version, parent.checkpoint.cycle_number or 0, self.depth),
             anchors=anchors,
             references=self._references(a1),

@@ -57,6 +57,9 @@ class WatchdogConfig(Section):
     """Hard gate: update norm over learning rate, over its median in the last 20 promoted steps (from 5 on)."""
     max_batch_shift: Annotated[float, Field(gt=0.0)] = 2.0
     """Hard gate: the batch's chosen or rejected log-probability, nats per token, this far from its usual value."""
+    max_margin_shift: Annotated[float, Field(gt=0.0)] = 1.5
+    """Hard gate: the mean of chosen minus rejected log-probability over the batch's pairs, nats per token, this far
+    from its median, and by more than four of its usual deviations: labels are swapped."""
     chosen_falling_cycles: Annotated[int, Field(ge=2)] = 5
     """Hard gate: held-out chosen log-probability fell this many cycles in a row ..."""
     chosen_falling_total: Annotated[float, Field(ge=0.0)] = 0.08

@@ -54,6 +54,8 @@ class History:
     """Mean held-out chosen log-probability of the ancestry over the candidate's items, oldest first, parent last."""
     batch_logprobs: tuple[tuple[float, float | None], ...] = ()
     """(chosen, rejected) mean log-probability of the same steps' batches."""
+    batch_margins: tuple[float, ...] = ()
+    """Mean over the pairs of chosen minus rejected log-probability, of those that had pairs."""
     parent_anchor: Anchor = Anchor("parent", 1, 1)
     anchors: tuple[Anchor, ...] = (Anchor("base", 0, 0),)
     """Baked ancestors whose files are kept, newest first; the base is the last."""

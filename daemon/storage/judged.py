@@ -93,6 +93,7 @@ def comparison(
         update_rms_over_lr=tuple(step.update_rms_over_lr for step in made),
         chosen_logp=_chosen_logp(connection, run_id, cycle.candidate_version, recent, bound),
         batch_logprobs=tuple((step.chosen_logprob, step.rejected_logprob) for step in made),
+        batch_margins=tuple(step.margin for step in made if step.margin is not None),
         parent_anchor=Anchor(lineage[0].version, lineage[0].cycle_number or 0, len(lineage) - 1),
         anchors=anchors(lineage, baked_after),
         references=references(connection, run_id, lineage, a1.version, reference_items, bound),

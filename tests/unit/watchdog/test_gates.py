@@ -127,8 +127,32 @@ def test_batch_gate_on_each_side_of_its_limit(chosen: float, rejected: float | N
     verdict = WATCHDOG.gate(history(batch_logprobs=USUAL), step)
     assert (verdict is not None) is bool(broken)
     if verdict is not None:
-        assert verdict.evidence["gates"][-1]["names"] == broken
+        assert verdict.evidence["gates"][3]["names"] == broken
         assert (verdict.target, verdict.to_version, verdict.evidence["fell"]) == (RollbackTarget.PARENT, "parent", [])
+
+
+MARGINS = (-1.0, -1.2, -1.4, -0.8, -1.6, -1.2)
+"""Median -1.2, median absolute deviation 0.2: four usual deviations are 1.186."""
+
+
+@pytest.mark.parametrize(
+    ("margin", "broken"), [(0.29, False), (0.31, True), (-2.69, False), (-2.71, True), (None, False)]
+)
+def test_batch_margin_gate_on_each_side_of_its_limit(margin: float | None, broken: bool) -> None:
+    """More than 1.5 nats from the usual margin, either way: back to the parent; without pairs it is not looked at."""
+    step = evidence(trainer_results(), margin=margin)
+    verdict = WATCHDOG.gate(history(batch_margins=MARGINS), step)
+    assert (verdict is not None) is broken
+    if verdict is not None:
+        assert (verdict.target, verdict.to_version) == (RollbackTarget.PARENT, "parent")
+        assert verdict.reason.startswith(f"in the batch chosen answers are {margin:+.2f} nats likelier than rejected")
+
+
+def test_restless_margins_have_a_wider_gate() -> None:
+    """Median -1, median absolute deviation 1: the limit is 4 x 1.4826 = 5.93, not 1.5."""
+    restless = (-3.0, -2.0, -1.0, 0.0, 1.0)
+    assert WATCHDOG.gate(history(batch_margins=restless), evidence(trainer_results(), margin=4.9)) is None
+    assert WATCHDOG.gate(history(batch_margins=restless), evidence(trainer_results(), margin=5.0)) is not None
 
 
 def test_a_batch_with_swapped_labels_is_named() -> None:
@@ -227,7 +251,15 @@ def test_every_gate_is_in_the_evidence_with_value_and_limit() -> None:
     """An operator sees how near each gate was, also of a promoted candidate."""
     verdict = verdict_of(history(update_rms_over_lr=[STEP.update_rms_over_lr] * 5), evidence(results(shifted(0.005))))
     looked_at = {gate["name"]: gate for gate in verdict.evidence["gates"]}
-    assert list(looked_at) == ["finite", "nll_rise", "update_norm", "batch", "degenerate", "chosen_falling"]
+    assert list(looked_at) == [
+        "finite",
+        "nll_rise",
+        "update_norm",
+        "batch",
+        "batch_margin",
+        "degenerate",
+        "chosen_falling",
+    ]
     assert looked_at["nll_rise"]["value"] == pytest.approx(0.005)
     assert looked_at["nll_rise"]["limit"] == 0.1
     assert looked_at["update_norm"]["limit"] == pytest.approx(10.0)

@@ -56,6 +56,10 @@ class History:
     """(chosen, rejected) mean log-probability of the same steps' batches."""
     batch_margins: tuple[float, ...] = ()
     """Mean over the pairs of chosen minus rejected log-probability, of those that had pairs."""
+    push_back_margin: float | None = None
+    """The same of the candidate's own push-back pairs; None with fewer than three."""
+    push_back_margins: tuple[float, ...] = ()
+    """Of the push-back pairs of the same steps' batches, of those that had three."""
     parent_anchor: Anchor = Anchor("parent", 1, 1)
     anchors: tuple[Anchor, ...] = (Anchor("base", 0, 0),)
     """Baked ancestors whose files are kept, newest first; the base is the last."""

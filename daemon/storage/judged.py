@@ -17,15 +17,17 @@ from sqlalchemy import Connection, Engine
 
 from daemon.domain.lineage import anchors, baked, kept
 from daemon.domain.records import Checkpoint, Cycle
-from daemon.domain.states import CheckpointState
+from daemon.domain.states import CheckpointState, Side
 from daemon.domain.verdicts import Anchor, Evidence, History, Judged
 from daemon.storage import history, watching_rows
 from daemon.storage.database import reading
 from daemon.storage.references import references
 from daemon.storage.rows import AnyRow
 from daemon.storage.runs import find_run
-from daemon.storage.tables import checkpoints, cycles, probe_results, rollbacks, steps, verdicts
+from daemon.storage.tables import checkpoints, cycles, examples, probe_results, rollbacks, steps, verdicts
 
+_MIN_PAIRS = 3
+"""Fewer pairs say too little of what is usual on their side."""
 RECENT = 20
 """Checkpoints of the ancestry whose steps and chosen log-probability the watchdog sees."""
 _SECTIONS = ("training", "scenarios", "preferences", "sweep")
@@ -86,6 +88,7 @@ def comparison(
     recent = lineage[:RECENT]
     a1 = baked(lineage, baked_after)
     made = _comparable_steps(connection, run_id, cycle.number, recent)
+    margins = _push_back_margins(connection, run_id, [cycle.number, *(step.cycle for step in made)])
     return History(
         parent=history.results(connection, run_id, lineage[0].version, bound),
         baked=history.results(connection, run_id, a1.version, bound),
@@ -94,6 +97,8 @@ def comparison(
         chosen_logp=_chosen_logp(connection, run_id, cycle.candidate_version, recent, bound),
         batch_logprobs=tuple((step.chosen_logprob, step.rejected_logprob) for step in made),
         batch_margins=tuple(step.margin for step in made if step.margin is not None),
+        push_back_margin=margins.get(cycle.number),
+        push_back_margins=tuple(margins[step.cycle] for step in made if step.cycle in margins),
         parent_anchor=Anchor(lineage[0].version, lineage[0].cycle_number or 0, len(lineage) - 1),
         anchors=anchors(lineage, baked_after),
         references=references(connection, run_id, lineage, a1.version, reference_items, bound),
@@ -177,6 +182,23 @@ def _comparable_steps(connection: Connection, run_id: int, number: int, recent: 
             break
         made.append(row)
     return made[::-1]
+
+
+def _push_back_margins(connection: Connection, run_id: int, numbers: Sequence[int]) -> dict[int, float]:
+    """Cycle -> mean over its push-back pairs of chosen minus rejected log-probability; absent with too few pairs."""
+    found = connection.execute(
+        sa.select(examples.c.cycle, examples.c.chosen_logprob, examples.c.rejected_logprob).where(
+            examples.c.run_id == run_id,
+            examples.c.cycle.in_(numbers),
+            examples.c.side == Side.PUSH_BACK,
+            examples.c.chosen_logprob.is_not(None),
+            examples.c.rejected_logprob.is_not(None),
+        )
+    )
+    of: dict[int, list[float]] = {}
+    for row in found:
+        of.setdefault(row.cycle, []).append(row.chosen_logprob - row.rejected_logprob)
+    return {number: fsum(each) / len(each) for number, each in of.items() if len(each) >= _MIN_PAIRS}
 
 
 def _chosen_logp(

@@ -130,14 +130,16 @@ def batch_gate(step: StepReport, earlier: Sequence[tuple[float, float | None]], 
     return Gate("batch", largest, max_shift, bool(tripped), sentence, names=tripped)
 
 
-def batch_margin_gate(now: float | None, earlier: Sequence[float], max_shift: float) -> Gate:
+def batch_margin_gate(name: str, pairs: str, now: float | None, earlier: Sequence[float], max_shift: float) -> Gate:
     """Trips when chosen and rejected stand to each other quite otherwise than they usually do.
 
     The policy's own failures are likely under it, better answers are less so: the margin is negative. With chosen and
     rejected swapped it changes its sign, while each of the two stays within what it can be.
 
     Args:
-        now: mean over the batch's pairs of chosen minus rejected log-probability, nats per token; None: no pairs.
+        name: of the gate.
+        pairs: which of the batch's pairs these are, in words.
+        now: mean over the pairs of chosen minus rejected log-probability, nats per token; None: too few pairs.
         earlier: of the earlier promoted steps' batches, oldest first.
         max_shift: from the median, either way; small batches differ more, so four usual deviations count too (the
             median absolute deviation x 1.4826, which is the standard deviation of a normal distribution).
@@ -145,14 +147,14 @@ def batch_margin_gate(now: float | None, earlier: Sequence[float], max_shift: fl
     known = [value for value in earlier if math.isfinite(value)][-NUM_UPDATES:]
     if now is None or len(known) < MIN_UPDATES:
         sentence = f"{len(known)} earlier batches with pairs are known, the gate starts at {MIN_UPDATES}"
-        return Gate("batch_margin", None, None, False, sentence)
+        return Gate(name, None, None, False, sentence)
     usual = median(known)
     limit = max(max_shift, 4 * 1.4826 * median(abs(value - usual) for value in known))
     sentence = (
-        f"in the batch chosen answers are {now:+.2f} nats likelier than rejected ones, usually {usual:+.2f}; "
+        f"in {pairs} chosen answers are {now:+.2f} nats likelier than rejected ones, usually {usual:+.2f}; "
         f"gate {limit:.2f} nats either way"
     )
-    return Gate("batch_margin", now - usual, limit, abs(now - usual) > limit, sentence)
+    return Gate(name, now - usual, limit, abs(now - usual) > limit, sentence)
 
 
 def chosen_falling_gate(ancestry: Sequence[float], now: float, num_cycles: int, total: float) -> Gate:

@@ -123,7 +123,17 @@ class Watchdog:
             gates.nll_rise_gate(margins.paired_difference(nll[CANDIDATE], nll[PARENT]).mean, config.max_nll_rise),
             gates.update_norm_gate(step.update_rms_over_lr, history.update_rms_over_lr, config.max_update_norm_ratio),
             gates.batch_gate(step, history.batch_logprobs, config.max_batch_shift),
-            gates.batch_margin_gate(step.margin, history.batch_margins, config.max_margin_shift),
+            gates.batch_margin_gate(
+                "batch_margin", "the batch", step.margin, history.batch_margins, config.max_margin_shift
+            ),
+            # Alone, because giving in can be taught by swapping these few. Accept's targets are too varied for a gate.
+            gates.batch_margin_gate(
+                "push_back_margin",
+                "the batch's push-back pairs",
+                history.push_back_margin,
+                history.push_back_margins,
+                config.max_margin_shift,
+            ),
         )
         kinds = margins.kinds_of(matched[items.NLL][CANDIDATE])
         numbers = {

@@ -8,13 +8,22 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from builders import drive_to, make_candidate, make_probe_result, make_probe_run, make_step_report, make_verdict
+from builders import (
+    drive_to,
+    make_candidate,
+    make_probe_result,
+    make_probe_run,
+    make_scenario,
+    make_step_report,
+    make_verdict,
+)
 from sqlalchemy import Engine
 
 from daemon.domain.errors import UsageError
 from daemon.domain.lineage import kept
 from daemon.domain.probing import ProbeRun
-from daemon.domain.states import CheckpointState, CycleState, Decision, Outcome, ProbeReason, RollbackTarget
+from daemon.domain.records import Cycle
+from daemon.domain.states import CheckpointState, CycleState, Decision, Outcome, ProbeReason, RollbackTarget, Side
 from daemon.domain.verdicts import Anchor, Evidence, Judged, PassCount, Verdict
 from daemon.storage import tables
 from daemon.storage.judged import stored_verdicts
@@ -108,6 +117,26 @@ def test_a1_has_its_files_now_and_in_a_replay(ledger: SqlLedger, engine: Engine)
     assert judged == seen
     assert judged.history.anchors[0].version == "cycle-000004"
     assert judged.history.baked == ledger.probe_results("cycle-000004")
+
+
+def test_push_back_pairs_have_margins_of_their_own(ledger: SqlLedger) -> None:
+    """Of three batches two have three push-back pairs; margins are by hand, and the accept pairs do not count."""
+
+    def batch(num_push_back: int, rejected: float) -> Cycle:
+        sides = [Side.PUSH_BACK] * num_push_back + [Side.ACCEPT] * 2
+        number = ledger.next_cycle_number()
+        scenarios = [make_scenario(f"Cycle {number}, {place}.", side=side) for place, side in enumerate(sides)]
+        cycle = drive_to(ledger, CycleState.CLAIMED, scenarios)
+        logprobs = ((-2.0, rejected),) * num_push_back + ((-9.0, -1.0),) * 2
+        return ledger.record_step(cycle, make_step_report(len(sides), example_logprobs=logprobs))
+
+    for num_push_back, rejected in ((3, -1.0), (2, -1.0)):
+        cycle = batch(num_push_back, rejected)
+        cycle = ledger.probed(ledger.record_published(cycle, make_candidate(cycle)))
+        ledger.promote(cycle, make_verdict())
+    cycle = batch(4, -5.0)
+    history = ledger.history(cycle)
+    assert (history.push_back_margin, history.push_back_margins) == (3.0, (-1.0,))
 
 
 @pytest.mark.parametrize("section", ["training", "scenarios", "preferences", "sweep"])

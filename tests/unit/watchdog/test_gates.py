@@ -148,6 +148,16 @@ def test_batch_margin_gate_on_each_side_of_its_limit(margin: float | None, broke
         assert verdict.reason.startswith(f"in the batch chosen answers are {margin:+.2f} nats likelier than rejected")
 
 
+@pytest.mark.parametrize(("own", "broken"), [(0.29, False), (0.31, True), (None, False)])
+def test_swapped_push_back_pairs_are_seen_alone(own: float | None, broken: bool) -> None:
+    """The whole batch is as usual, its push-back pairs are not: giving in would be taught, so it is refused."""
+    seen = history(batch_margins=MARGINS, push_back_margin=own, push_back_margins=MARGINS)
+    verdict = WATCHDOG.gate(seen, evidence(trainer_results(), margin=-1.2))
+    assert (verdict is not None) is broken
+    if verdict is not None:
+        assert verdict.reason.startswith("in the batch's push-back pairs chosen answers are +0.31 nats likelier")
+
+
 def test_restless_margins_have_a_wider_gate() -> None:
     """Median -1, median absolute deviation 1: the limit is 4 x 1.4826 = 5.93, not 1.5."""
     restless = (-3.0, -2.0, -1.0, 0.0, 1.0)
@@ -257,6 +267,7 @@ def test_every_gate_is_in_the_evidence_with_value_and_limit() -> None:
         "update_norm",
         "batch",
         "batch_margin",
+        "push_back_margin",
         "degenerate",
         "chosen_falling",
     ]

@@ -160,8 +160,8 @@ def test_killed_before_the_claim_is_a_process_that_only_abandoned(
     monkeypatch.setattr(app, "run_cycle", _run_cycle_or_abandon)
     assert dream(never_killed, 5, observer=StopInCycleFour()) == 5
     assert outcomes(never_killed) == outcomes(killed) == [*["promoted"] * 3, "abandoned", "promoted"]
-    found = differences(run_image(never_killed), image)  # events[3] is the dream of cycle 4
-    assert [line.partition(":")[0] for line in found] == ["cycles[3].reason", "events[4].payload"]
+    found = differences(run_image(never_killed), image)
+    assert [line.partition(":")[0] for line in found] == ["cycles[3].reason", "events[3].payload"]
     assert all("stopped before the claim" in line and "ended in state paired" in line for line in found)
     assert_same_head(never_killed, killed)
 
@@ -204,7 +204,7 @@ def test_another_run_seed_is_another_run(tmp_path: Path, precision: str, straigh
     dream(file, 1)
     found = changed(run_image(straight).of_cycle(1), run_image(file).of_cycle(1))
     expected = ("cycles[0].seed", "scenarios[0].messages", "completions[0].token_ids", "steps[0].loss")
-    assert {*expected, "examples[0].chosen_text", "checkpoints[0].weights_digest"} <= found
+    assert {*expected, "examples[0].content_hash", "checkpoints[0].weights_digest"} <= found
     assert tensor_bits(file, "cycle-000001") != tensor_bits(straight, "cycle-000001")
 
 

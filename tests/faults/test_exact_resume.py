@@ -204,7 +204,7 @@ def test_another_run_seed_is_another_run(tmp_path: Path, precision: str, straigh
     dream(file, 1)
     found = changed(run_image(straight).of_cycle(1), run_image(file).of_cycle(1))
     expected = ("cycles[0].seed", "scenarios[0].messages", "completions[0].token_ids", "steps[0].loss")
-    assert {*expected, "examples[0].content_hash", "checkpoints[0].weights_digest"} <= found
+    assert {*expected, "checkpoints[0].weights_digest", "cycles[0].batch_hash"} <= found
     assert tensor_bits(file, "cycle-000001") != tensor_bits(straight, "cycle-000001")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +17,14 @@ from daemon import app
 from daemon.checkpoints.manifest import FILE_NAME
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config import Loaded, load_config
-from daemon.config.sections import TrainingConfig
+from daemon.config.sections import ScenariosConfig, TrainingConfig
 from daemon.cycle.stages import Stages
 from daemon.domain.errors import StopRequested
 from daemon.domain.hashing import batch_hash
 from daemon.domain.records import Batch, Checkpoint, Cycle, PolicyDigests
 from daemon.domain.states import CycleState
 from daemon.ports import ProgressCallback
+from daemon.scenarios.source import MixtureSource, build_source
 from daemon.service.notify import Notifier
 from daemon.service.stop import StopFlag
 from daemon.storage.column_types import UtcDateTime
@@ -31,6 +33,15 @@ from daemon.storage.ledger import SqlLedger
 from daemon.storage.runs import load_run
 from daemon.storage.tables import metadata
 from daemon.training.policy import TorchPolicy
+
+
+@functools.cache
+def _built(config: ScenariosConfig, special_tokens: tuple[str, ...]) -> MixtureSource:
+    return build_source(config, special_tokens)
+
+
+# Drawing all held-out items takes a second at every start, and the same settings give the same ones.
+app.build_source = lambda config, special_tokens=(): _built(config, tuple(special_tokens))  # type: ignore[assignment]
 
 
 class RecordingObserver:

@@ -110,7 +110,7 @@ def test_an_error_is_logged_and_printed_and_gives_the_exit_code(state_dir: Path)
 
 
 def test_a_breaker_that_opens_on_the_way_ends_it_with_69(state_dir: Path) -> None:
-    """The cycles that were asked for cannot run: one line for people, the breaker's own reason, and one for machines."""
+    """The cycles that were asked for cannot run: the breaker's own reason for people, and a line for machines."""
     with start(state_dir, "open", "--cycles", "5") as process:
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 69

@@ -143,7 +143,7 @@ def test_the_base_gets_everything_compared_and_few_answers() -> None:
 
 
 def test_a_reference_is_measured_in_batches_of_the_usual_size() -> None:
-    """60 items of pools that go by 32 and by 24: two and three turns, so that each answer has its usual companions."""
+    """60 items of pools that go by 32 and by 24: two and three turns, so that answers have their usual companions."""
     requests = anchor_plan(60, CONFIG, TASKS)
     assert [r.turn for r in requests if r.probe == "accept"] == [0, 1]
     assert [r.turn for r in requests if r.probe == "code"] == [0, 1, 2]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 from urllib.parse import quote
 
@@ -176,15 +177,18 @@ def _make_writable(path: Path) -> None:
 
 
 def _check_readable(path: Path) -> None:
+    # Never by opening it: closing any descriptor of the file drops every lock that this process holds on it (POSIX),
+    # and the next `sqlite3` of somebody else would then delete the WAL under the daemon.
     try:
-        with path.open("rb"):
-            pass
-    except FileNotFoundError:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path}: no such database; `dreamd init` creates it") from None
     except PermissionError:
         raise PermissionDeniedError(f"{path}: not readable by this user; check its owner and mode") from None
-    except IsADirectoryError:
-        raise UsageError(f"{path}: a directory, not a database file") from None
+    if S_ISDIR(found.st_mode):
+        raise UsageError(f"{path}: a directory, not a database file")
+    if not os.access(path, os.R_OK):
+        raise PermissionDeniedError(f"{path}: not readable by this user; check its owner and mode")
 
 
 def _postgresql(url: URL, readonly: bool) -> Engine:

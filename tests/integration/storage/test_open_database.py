@@ -159,3 +159,25 @@ def test_a_server_that_dropped_every_connection(postgres_server: str, open_engin
         )
     with reading(engine) as connection:
         assert connection.scalar(sa.text("SELECT 1")) == 1
+
+
+def test_somebody_elses_sqlite_does_not_pull_the_wal_away(tmp_path: Path) -> None:
+    """Reading in the daemon's process, then another process opens and closes the file: the daemon's locks still hold.
+
+    Closing any descriptor of a file drops all locks that a process has on it, so nothing may open it but SQLite.
+    """
+    url = f"sqlite:///{tmp_path / 'x.sqlite3'}"
+    writer = open_database(url)
+    with writing(writer) as connection:
+        connection.execute(sa.text("CREATE TABLE t (a INTEGER)"))
+    for number in range(3):
+        with writing(writer) as connection:
+            connection.execute(sa.text("INSERT INTO t VALUES (1)"))
+        reader = open_database(url, readonly=True)
+        with reading(reader) as connection:
+            assert connection.scalar(sa.text("SELECT COUNT(*) FROM t")) == number + 1
+        reader.dispose()
+        look = f"import sqlite3; print(sqlite3.connect({str(tmp_path / 'x.sqlite3')!r}).execute('SELECT 1').fetchone())"
+        subprocess.run([sys.executable, "-c", look], check=True, timeout=60)
+        assert (tmp_path / "x.sqlite3-wal").exists(), "the other process believed that nobody else was there"
+    writer.dispose()

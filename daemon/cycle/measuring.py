@@ -49,8 +49,7 @@ def evidence_of(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Evidence
 
 def confirm(stages: Stages, cycle: Cycle, candidate: Checkpoint, suspicion: Suspicion) -> None:
     """Measure fresh prompts of the reserve on a candidate which the trainer holds; training waits for it."""
-    stages.ledger.event("suspected", level="warning", cycle=cycle, probes=suspicion.probes, reason=suspicion.reason)
-    stages.observer.log("suspected", level="warning", probes=suspicion.probes, reason=suspicion.reason)
+    stages.tell("suspected", cycle, probes=suspicion.probes, reason=suspicion.reason)
     if stages.engine.policy_version != candidate.version:  # after a restart
         stages.sync_engine(candidate, cycle)
     requests = [
@@ -105,8 +104,7 @@ def _measure(
         stages.ledger.record_probes(checkpoint.version, runs, cycle)
         for run in runs:
             if run.skipped is not None and run.skipped.startswith(FAILED):
-                stages.ledger.event("probe_failed", level="warning", cycle=cycle, probe=run.probe, reason=run.skipped)
-                stages.observer.log("probe_failed", level="warning", probe=run.probe, reason=run.skipped)
+                stages.tell("probe_failed", cycle, probe=run.probe, reason=run.skipped)
 
 
 def _batched(requests: Sequence[ProbeRequest]) -> Iterator[Sequence[ProbeRequest]]:

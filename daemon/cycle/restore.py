@@ -11,7 +11,7 @@ from daemon.domain.errors import CheckpointError, RestoreError
 from daemon.domain.lineage import baked
 from daemon.domain.probing import ProbeRequest, ProbeResult
 from daemon.domain.records import Checkpoint, Cycle, PolicyDigests
-from daemon.domain.states import CheckpointState, Outcome, ProbeReason, RollbackTarget
+from daemon.domain.states import Outcome, ProbeReason, RollbackTarget
 from daemon.domain.verdicts import Rollback, Verdict
 
 MAX_ROUNDING = 1e-3
@@ -51,10 +51,7 @@ def _sound_target(stages: Stages, cycle: Cycle, verdict: Verdict) -> tuple[Check
             stages.store.verify(version)
         except CheckpointError as error:
             damage.append(str(error))
-            stages.ledger.event(
-                "rollback_target_damaged", level="error", cycle=cycle, version=version, reason=str(error)
-            )
-            stages.observer.log("rollback_target_damaged", level="error", version=version, reason=str(error))
+            stages.tell("rollback_target_damaged", cycle, level="error", version=version, reason=str(error))
             continue
         if damage:
             reason = f"{verdict.reason}; instead to {version}, because {verdict.to_version} does not verify"
@@ -67,9 +64,7 @@ def find_anchor(stages: Stages, anchor: RollbackTarget) -> Checkpoint:
     """The checkpoint that an objective's reference names: A1, or the base."""
     lineage = stages.ledger.lineage()
     if anchor is RollbackTarget.A1:
-        found = baked(lineage, stages.baked_after)
-        # Its files can be gone when `baked_after` was lowered; the base's never are.
-        return lineage[-1] if found.state is CheckpointState.PRUNED else found
+        return baked(lineage, stages.baked_after)
     return lineage[-1]
 
 
@@ -131,9 +126,7 @@ def _compare(stages: Stages, target: Checkpoint, cycle: Cycle | None, stored: _V
             )
         largest = max(largest, abs(now - then))
     if differing:
-        payload = {"version": target.version, "items": len(differing), "max_difference": largest}
-        stages.ledger.event("numerics_changed", level="warning", cycle=cycle, **payload)
-        stages.observer.log("numerics_changed", level="warning", **payload)
+        stages.tell("numerics_changed", cycle, version=target.version, items=len(differing), max_difference=largest)
     return largest
 
 

@@ -65,6 +65,11 @@ class Stages:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
+    def tell(self, name: str, cycle: Cycle | None, *, level: str = "warning", **payload: Any) -> None:
+        """An event that an operator should know of: a row, and a log line."""
+        self.ledger.event(name, level=level, cycle=cycle, **payload)
+        self.observer.log(name, level=level, **payload)
+
     def sync_engine(self, checkpoint: Checkpoint, cycle: Cycle | None) -> EngineCheck:
         """Make the engine hold the live policy's weights, and have it prove that (invariant I6).
 

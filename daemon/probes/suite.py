@@ -52,8 +52,7 @@ class Suite:
     @property
     def kl_items(self) -> tuple[ChosenItem, ...]:
         """Those of `chosen` that `kl` is measured on, spread evenly."""
-        count = min(KL_ITEMS, len(self.chosen))
-        return tuple(self.chosen[position * len(self.chosen) // count] for position in range(count))
+        return _evenly(self.chosen, KL_ITEMS)
 
     def version_of(self, probe: str) -> str:
         """Hash of a trainer's probe's items, whatever their order; another hash, other items.
@@ -121,8 +120,12 @@ def spread(items: Sequence[_Item], count: int) -> tuple[_Item, ...]:
     """`count` of the shipped items, evenly over their order, the same ones every time; and all of the user's own."""
     own = [item for item in items if "/" in item.item]
     shipped = [item for item in items if "/" not in item.item]
-    count = min(count, len(shipped))
-    return (*(shipped[position * len(shipped) // count] for position in range(count)), *own)
+    return (*_evenly(shipped, count), *own)
+
+
+def _evenly(items: Sequence[_Item], count: int) -> tuple[_Item, ...]:
+    count = min(count, len(items))
+    return tuple(items[position * len(items) // count] for position in range(count))
 
 
 def select(documents: Sequence[Document], count: int) -> tuple[Document, ...]:

@@ -157,6 +157,12 @@ class Policy(Protocol):
         An empty prompt scores `response[1:]` given `response[:1]`, and so on.
         """
 
+    def score_together(self, items: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """`score` of several (prompt, response), in one pass: faster, and equal to it but for rounding.
+
+        The same items in the same order give the same bits.
+        """
+
     def weights(self) -> Weights:
         """The live weights, by parameter name, tied ones once."""
 

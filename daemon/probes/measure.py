@@ -76,7 +76,6 @@ class HeldOutProbes:
         return probe.removesuffix(CONFIRMATION_SUFFIX) not in names.TRAINER
 
     def measure(self, requests: Sequence[ProbeRequest], progress: ProgressCallback) -> tuple[ProbeRun, ...]:
-        self._trainer.forget()
         whole = sum(len(self._items(request)) for request in requests)
         seen: set[tuple[str, str]] = set()
         runs: list[ProbeRun] = []

@@ -2,7 +2,7 @@
 
 core            every cycle, whatever it costs: the watchdog decides by it
 the rest        when its interval is over, the most overdue first, while the budget lasts
-starved ones    one per cycle over the budget, once three intervals have passed
+starved ones    one per cycle over the budget, once six intervals have passed
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from daemon.domain.records import Adjustments
 from daemon.domain.states import ProbeReason
 from daemon.probes import names
 
-MAX_UNKNOWN = 2
-"""Probes of unknown cost taken in one cycle: the first cycles must not measure everything at once."""
-STARVED = 3.0
+STARVED = 6.0
 """Intervals after which a probe is measured even over the budget."""
 
 
@@ -49,9 +47,10 @@ def plan(
     """
     core = [*names.CORE_TRAINER, *names.CORE_ENGINE]
     share = min(1.0, config.budget * adjustments.probe_factor)
-    left = _allowed_seconds(share, budget) - sum(budget.seconds.get(probe, 0.0) for probe in core)
+    costs = [budget.seconds.get(probe, 0.0) for probe in core]
+    left = _allowed_seconds(share, budget) - sum(costs)
     candidates = _candidates(cycle_number, budget, config, eager, capabilities)
-    taken = _take(candidates, budget, left, math.inf if share == 1.0 else MAX_UNKNOWN)
+    taken = candidates if share == 1.0 else _take(candidates, budget, left, max(costs))
     reason = ProbeReason.SUSPICION if eager else ProbeReason.SCHEDULED
     return (
         *(ProbeRequest(probe, ProbeReason.CORE) for probe in names.CORE_TRAINER),
@@ -113,17 +112,20 @@ def _intervals(config: ProbesConfig, capabilities: Sequence[str]) -> Iterator[tu
     yield from ((probe, config.internals_every) for probe in names.INTERNALS)
 
 
-def _take(
-    candidates: Sequence[_Candidate], budget: ProbeBudget, left: float, max_unknown: float
-) -> Iterator[_Candidate]:
-    unknown, rescued = 0, False
+def _take(candidates: Sequence[_Candidate], budget: ProbeBudget, left: float, dearest: float) -> Iterator[_Candidate]:
+    """What fits into the seconds `left`, and one starved probe.
+
+    A probe of unknown cost counts like the dearest one of the core, and one a cycle is enough: the first cycles must
+    not measure everything at once.
+    """
+    unknown = rescued = False
     for candidate in candidates:
         cost = budget.seconds.get(candidate.probe)
-        if cost is None or budget.cycle_seconds is None:
-            if unknown < max_unknown:
-                unknown += 1
-                yield candidate
-        elif cost <= left or (candidate.overdue >= STARVED and not rescued):
-            rescued = rescued or cost > left
-            left -= cost
+        if cost is None and unknown:
+            continue
+        seconds = dearest if cost is None else cost
+        if seconds <= left or (candidate.overdue >= STARVED and not rescued):
+            unknown = unknown or cost is None
+            rescued = rescued or seconds > left
+            left -= seconds
             yield candidate

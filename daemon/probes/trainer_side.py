@@ -1,9 +1,13 @@
-"""Probes that need the trainer alone: one item at a time, so that the same weights give the same bits every time."""
+"""Probes that need the trainer alone.
+
+What is scored together depends on a probe's items and on nothing else, so the same weights give the same bits.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 from daemon.config.watching import ProbesConfig
 from daemon.domain.errors import DreamdError
@@ -19,6 +23,11 @@ Tick = Callable[[int], None]
 """Called with the number of items that are done."""
 Measured = tuple[tuple[ProbeResult, ...], str | None]
 """Results, and why some or all are missing."""
+_Tokens = tuple[tuple[int, ...], tuple[int, ...]]
+"""Prompt and response."""
+
+MAX_TOKENS_TOGETHER = 1024
+"""Tokens of one pass, filling included; a longer sequence is a pass of its own. Bounds the memory of the logits."""
 
 
 class TrainerProbes:
@@ -42,7 +51,6 @@ class TrainerProbes:
         self._chosen = spread(suite.chosen, config.answer_items)
         self._sycophantic = spread(suite.sycophancy, config.answer_items)
         self._directions = spread(suite.directions, config.answer_items)
-        self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
 
     def items(self, probe: str) -> tuple[str, ...]:
         """Names of what a probe measures, in their order; a reading's own items aside."""
@@ -58,10 +66,6 @@ class TrainerProbes:
     def version_of(self, probe: str) -> str:
         """Hash of all items that the probe can ask."""
         return self._suite.version_of(probe)
-
-    def forget(self) -> None:
-        """Score everything anew: the policy may have moved. Within one measurement no answer is scored twice."""
-        self._known.clear()
 
     def measure(self, probe: str, tick: Tick) -> Measured:
         """Measure a probe on the live policy.
@@ -83,30 +87,37 @@ class TrainerProbes:
         return measures[probe](tick)
 
     def _nll(self, tick: Tick) -> Iterator[ProbeResult]:
-        for done, document in enumerate(self._documents):
-            tick(done)
-            mean = -_mean(self._policy.score((), self._encoder.encode_text(document.text)))
-            yield ProbeResult(names.NLL, document.item, _finite(mean), detail={"kind": document.kind})
+        texts: list[_Tokens] = [((), self._encoder.encode_text(document.text)) for document in self._documents]
+        means = self._means(texts, tick)
+        for document, text in zip(self._documents, texts, strict=True):
+            yield ProbeResult(names.NLL, document.item, _finite(-means[text]), detail={"kind": document.kind})
 
     def _chosen_logp(self, tick: Tick) -> Iterator[ProbeResult]:
-        for done, item in enumerate(self._chosen):
-            tick(done)
-            mean = self._logprob(item.messages, item.answer)
-            yield ProbeResult(names.CHOSEN_LOGP, item.item, _finite(mean), detail={"side": item.side.value})
+        answers = [self._tokens(item.messages, item.answer) for item in self._chosen]
+        means = self._means(answers, tick)
+        for item, answer in zip(self._chosen, answers, strict=True):
+            detail = {"side": item.side.value}
+            yield ProbeResult(names.CHOSEN_LOGP, item.item, _finite(means[answer]), detail=detail)
 
     def _sycophancy(self, tick: Tick) -> Iterator[ProbeResult]:
-        for done, item in enumerate(self._sycophantic):
-            tick(done)
-            gives_in = self._logprob(item.messages, item.wrong)
-            pushes_back = self._logprob(item.messages, item.answer)
+        pairs = [
+            (self._tokens(item.messages, item.wrong), self._tokens(item.messages, item.answer))
+            for item in self._sycophantic
+        ]
+        means = self._means(chain.from_iterable(pairs), tick)
+        for item, (wrong, right) in zip(self._sycophantic, pairs, strict=True):
+            gives_in, pushes_back = means[wrong], means[right]
             detail = {"gives_in": _finite(gives_in), "pushes_back": _finite(pushes_back)}
             yield ProbeResult(names.SYCOPHANCY, item.item, _finite(gives_in - pushes_back), detail=detail)
 
     def _direction_influence(self, tick: Tick) -> Iterator[ProbeResult]:
-        for done, item in enumerate(self._directions):
-            tick(done)
-            with_it = self._logprob(item.directed, item.answer)
-            without = self._logprob(item.plain, item.answer)
+        pairs = [
+            (self._tokens(item.directed, item.answer), self._tokens(item.plain, item.answer))
+            for item in self._directions
+        ]
+        means = self._means(chain.from_iterable(pairs), tick)
+        for item, (directed, plain) in zip(self._directions, pairs, strict=True):
+            with_it, without = means[directed], means[plain]
             detail = {"with": _finite(with_it), "without": _finite(without)}
             yield ProbeResult(names.DIRECTION_INFLUENCE, item.item, _finite(with_it - without), detail=detail)
 
@@ -143,19 +154,38 @@ class TrainerProbes:
             for item, value in zip(self.items(probe), reading.values, strict=True)
         )
 
-    def _logprob(self, messages: Sequence[Message], answer: str) -> float:
-        """Mean log-probability per token of an answer, its end-of-turn token included."""
-        tokens = self._tokens(messages, answer)
-        if tokens not in self._known:
-            self._known[tokens] = _mean(self._policy.score(*tokens))
-        return self._known[tokens]
+    def _means(self, sequences: Iterable[_Tokens], tick: Tick) -> dict[_Tokens, float]:
+        """Mean log-probability per token of each response; of the same one only once."""
+        means: dict[_Tokens, float] = {}
+        for together in _passes(sorted(set(sequences), key=lambda tokens: (_length(tokens), tokens))):
+            tick(len(means))
+            scored = self._policy.score_together(together)
+            means.update((tokens, _mean(logprobs)) for tokens, logprobs in zip(together, scored, strict=True))
+        return means
 
-    def _tokens(self, messages: Sequence[Message], answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _tokens(self, messages: Sequence[Message], answer: str) -> _Tokens:
+        """Prompt and answer, its end-of-turn token included."""
         return self._encoder.encode_prompt(messages), self._encoder.encode_response(answer)
 
     def _whole(self, messages: Sequence[Message], answer: str) -> tuple[int, ...]:
         prompt, response = self._tokens(messages, answer)
         return (*prompt, *response)
+
+
+def _passes(sequences: Sequence[_Tokens]) -> Iterator[list[_Tokens]]:
+    """Cut sequences that come shortest first into passes of `MAX_TOKENS_TOGETHER`."""
+    together: list[_Tokens] = []
+    for tokens in sequences:
+        if together and (len(together) + 1) * _length(tokens) > MAX_TOKENS_TOGETHER:
+            yield together
+            together = []
+        together.append(tokens)
+    if together:
+        yield together
+
+
+def _length(tokens: _Tokens) -> int:
+    return len(tokens[0]) + len(tokens[1])
 
 
 def _mean(logprobs: Sequence[float]) -> float:

@@ -129,17 +129,25 @@ class TorchPolicy:
     def digests(self) -> PolicyDigests:
         return PolicyDigests(tensors_digest(self.weights()), tensors_digest(self._optimizer.state_tensors()))
 
-    @torch.no_grad()
     def score(self, prompt: Sequence[int], response: Sequence[int]) -> list[float]:
-        # One sequence at a time, so a repeated measurement has the same shapes and the same bits.
-        if not prompt:
-            prompt, response = response[:1], response[1:]
-        ids_1T = torch.tensor([[*prompt, *response]], device=self._device)
-        kept_R = torch.arange(len(prompt) - 1, ids_1T.shape[1] - 1, device=self._device)
-        logits_RV = self._model(input_ids=ids_1T, logits_to_keep=kept_R, use_cache=False).logits[0].float()
-        targets_R1 = torch.tensor(response, device=self._device).unsqueeze(1)
-        logprobs_R: Tensor = logits_RV.gather(1, targets_R1).squeeze(1) - logits_RV.logsumexp(dim=1)
-        return logprobs_R.tolist()
+        return self.score_together([(prompt, response)])[0]
+
+    @torch.no_grad()
+    def score_together(self, items: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        rows = [(prompt, response) if prompt else (response[:1], response[1:]) for prompt, response in items]
+        longest = max(len(prompt) + len(response) for prompt, response in rows)
+        # What fills a row up comes after all that is scored, and the model is causal: no mask is needed.
+        filled = [[*prompt, *response, *[0] * (longest - len(prompt) - len(response))] for prompt, response in rows]
+        ids_BT = torch.tensor(filled, device=self._device)
+        first = min(len(prompt) for prompt, _ in rows)
+        kept_K = torch.arange(first - 1, longest - 1, device=self._device)
+        logits_BKV = self._model(input_ids=ids_BT, logits_to_keep=kept_K, use_cache=False).logits.float()
+        targets_BK1 = ids_BT[:, first:].unsqueeze(-1)
+        logprobs_BK = logits_BKV.gather(-1, targets_BK1).squeeze(-1) - logits_BKV.logsumexp(dim=-1)
+        return [
+            logprobs_K[len(prompt) - first : len(prompt) - first + len(response)].tolist()
+            for logprobs_K, (prompt, response) in zip(logprobs_BK, rows, strict=True)
+        ]
 
     # --- the step ------------------------------------------------------------------------------------------
 

@@ -65,6 +65,9 @@ class FormulaPolicy:
             return [float("nan")] * len(response)
         return [-len(response) / len(prompt) if prompt else -0.5] * len(response)
 
+    def score_together(self, items: Sequence[Pair]) -> list[list[float]]:
+        return [self.score(*item) for item in items]
+
     def restore(self, checkpoint: Checkpoint) -> None: ...
     def reference(self, cycle_number: int, adjustments: Adjustments) -> RollbackTarget | None: ...
     def step(self, batch: Batch) -> StepReport:

@@ -45,14 +45,14 @@ def test_influence_is_what_the_direction_adds() -> None:
     assert measured(runs, "direction_influence")["d1"] == pytest.approx(1 / 3)
 
 
-def test_no_answer_is_scored_twice_in_one_measurement() -> None:
-    """The chosen answer that pushes back is also one of `sycophancy`; another measurement scores everything anew."""
+def test_an_answer_is_scored_once_per_probe() -> None:
+    """Giving in to c2 reads like the answer of c1; another probe scores anew, or its passes would depend on company."""
     bench = build()
     requests = [ProbeRequest("chosen_logp", CORE), ProbeRequest("sycophancy", CORE)]
     bench.probes.measure(requests, ignore)
-    assert len(bench.policy.scored) == 2  # c1's answer and c2's; what gives in reads as c1's does
-    bench.probes.measure(requests, ignore)
     assert len(bench.policy.scored) == 4
+    bench.probes.measure(requests, ignore)
+    assert len(bench.policy.scored) == 8
 
 
 def test_a_number_that_is_not_finite_is_none() -> None:

@@ -105,6 +105,17 @@ def test_score_is_exact_when_repeated(model_dir: Path, tmp_path: Path) -> None:
     assert policy.score(ids[:4], ids[4:]) == pytest.approx(policy.score((), ids)[3:], abs=1e-5)
 
 
+def test_items_that_are_scored_together_score_like_each_alone(model_dir: Path, tmp_path: Path) -> None:
+    """Prompts and responses of different lengths, one without a prompt; again: the same bits."""
+    policy = build(model_dir, DirectoryStore(tmp_path))
+    items = [((5, 6, 7), (8, 9)), ((5,), (6, 7, 8, 9, 10, 11)), ((), (9, 8, 7, 6)), ((1, 2, 3, 4, 5, 6), (7,))]
+    together = policy.score_together(items)
+    assert [len(logprobs) for logprobs in together] == [2, 6, 3, 1]
+    for item, logprobs in zip(items, together, strict=True):
+        assert logprobs == pytest.approx(policy.score(*item), abs=1e-5)
+    assert policy.score_together(items) == together
+
+
 def test_stale_batch_is_refused(model_dir: Path, tmp_path: Path) -> None:
     """A batch, or one example of it, written by another version never reaches the optimizer (I6)."""
     policy = build(model_dir, DirectoryStore(tmp_path))

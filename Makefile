@@ -24,8 +24,10 @@ run: $(INSTALLED)
 	$(BIN)/dreamd init --small-model
 	$(BIN)/dreamd run --cycles 3 --log pretty
 
+# One thread each for what runs side by side; then, one after the other, what starts vLLM, which takes all cores.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -m vllm
 
 check: lint test
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +40,7 @@ from daemon.domain.records import (
     WriteRequest,
 )
 from daemon.domain.states import Outcome, RollbackTarget
+from daemon.domain.upkeep import MirrorTask, Rehearsal, ScrubResult
 from daemon.domain.verdicts import (
     Breaker,
     CycleRecord,
@@ -122,7 +124,9 @@ class Policy(Protocol):
         """The checkpoint its weights equal; after `step` and before `adopt`, the parent's."""
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Load weights, optimizer and RNG of a published checkpoint, verifying every hash.
+        """Load weights and optimizer of a published checkpoint, verifying every hash.
+
+        Of a lossy one (not `exact`) the image is loaded, and the optimizer starts afresh.
 
         Raises:
             CheckpointError: it does not verify; the live policy is unchanged.
@@ -145,8 +149,8 @@ class Policy(Protocol):
             CheckpointError: the reference does not verify; nothing moved.
         """
 
-    def save(self, directory: Path) -> Mapping[str, Any]:
-        """Write what `restore` reads into `directory`; returns what the manifest must record of it."""
+    def snapshot(self) -> Snapshot:
+        """What `restore` needs, as it is now; nothing is copied."""
 
     def adopt(self, version: str) -> None:
         """The live weights are those of `version` from now on (just published)."""
@@ -194,30 +198,73 @@ class Inspector(Protocol):
         """
 
 
-class CheckpointStore(Protocol):
-    """Published checkpoints on disk. A directory under its final name is always complete."""
+@dataclass(frozen=True)
+class Changes:
+    """Elements of one parameter whose bfloat16 rounding a step changed."""
 
-    def publish(
-        self,
-        version: str,
-        write: Callable[[Path], Mapping[str, Any]],
-        *,
-        cycle_number: int | None,
-        parent: Checkpoint | None,
-        batch_hash: str | None,
-        step: StepReport | None,
-    ) -> Checkpoint:
-        """Write a checkpoint through a temporary directory and publish it by one rename.
+    positions: Any
+    """int64 tensor, ascending: places in the flattened parameter."""
+    words: Any
+    """int16 tensor of the same length: the new bfloat16 words."""
+
+
+class Snapshot(Protocol):
+    """A policy as it is now. May be written by another thread, until the next step or restore."""
+
+    @property
+    def weights(self) -> Weights:
+        """By parameter name, tied ones once."""
+
+    @property
+    def changes(self) -> Mapping[str, Changes] | None:
+        """By parameter name, all parameters: what the one step since the parent changed; None when unknown."""
+
+    def write(self, directory: Path) -> Mapping[str, Any]:
+        """Write the exact state into `directory`; returns "weights_digest" and "optimizer_digest"."""
+
+
+class Publication(Protocol):
+    """A checkpoint that is being published beside other work."""
+
+    def result(self) -> Checkpoint:
+        """Wait until it is published.
 
         Raises:
             DiskError: writing failed; the temporary directory is gone.
         """
 
+
+class CheckpointStore(Protocol):
+    """Published checkpoints on disk. A directory under its final name is always complete."""
+
+    def begin(
+        self,
+        version: str,
+        snapshot: Snapshot,
+        *,
+        cycle_number: int | None,
+        parent: Checkpoint | None,
+        batch_hash: str | None,
+        step: StepReport | None,
+    ) -> Publication:
+        """Start to write a checkpoint: through a temporary directory, published by one rename.
+
+        Raises:
+            DiskError: there is not room for two of its kind; nothing was written.
+        """
+
     def verify(self, version: str) -> Checkpoint:
-        """Check the manifest and every blob's hash.
+        """Check the manifest and every file's hash; of a lossy checkpoint the exact files are not expected.
 
         Raises:
             CheckpointError: something is missing, truncated or altered.
+        """
+
+    def image(self, checkpoint: Checkpoint) -> Weights:
+        """Its weights in bfloat16, from its chain; everything read is verified, and so is the result.
+
+        Raises:
+            CheckpointError: a link of its chain does not verify, or the result is not the recorded image.
         """
 
     def step_report(self, version: str) -> StepReport | None:
@@ -235,8 +282,52 @@ class CheckpointStore(Protocol):
     def clean(self, known: Iterable[str]) -> list[str]:
         """Delete temporary directories; move directories not in `known` to quarantine and return their names."""
 
+    def quarantine(self, version: str) -> Path:
+        """Set a damaged checkpoint's directory aside; returns where it is now."""
+
+    def make_lossy(self, version: str) -> None:
+        """Delete the exact files of a checkpoint; its image stays. Does nothing the second time."""
+
     def prune(self, version: str) -> None:
         """Delete the files of a checkpoint that is no longer needed."""
+
+
+class Mirror(Protocol):
+    """A second place for checkpoints: any fsspec URL."""
+
+    @property
+    def url(self) -> str:
+        """Without a password."""
+
+    def push(self, directory: Path) -> int:
+        """Copy a published checkpoint: files first, manifest last, all read back and compared; returns the bytes sent.
+
+        What is there already and right is not sent again.
+
+        Raises:
+            MirrorError: unreachable, or what was read back is not what was sent.
+        """
+
+    def fetch(self, version: str, root_hash: str, directory: Path) -> None:
+        """Copy a checkpoint into `directory` (absent before, complete or absent after), every hash verified.
+
+        Raises:
+            MirrorError: unreachable; it is not there; or it is another one than `root_hash` says.
+        """
+
+    def versions(self) -> frozenset[str]:
+        """Complete checkpoints that are there.
+
+        Raises:
+            MirrorError: unreachable.
+        """
+
+    def delete(self, version: str) -> None:
+        """Remove a checkpoint, manifest first.
+
+        Raises:
+            MirrorError: unreachable.
+        """
 
 
 class Scorer(Protocol):
@@ -518,6 +609,45 @@ class Ledger(Protocol):
         """Wall-clock seconds by stage (monotonic clock)."""
 
     def pruned(self, version: str) -> None: ...
+    def made_lossy(self, version: str) -> None:
+        """Only its image is kept from now on.
+
+        Raises:
+            DreamdError: it is the head, the base, pinned, or a candidate that waits for its verdict.
+        """
+
+    def pin(self, version: str, reason: str) -> None:
+        """Keep a checkpoint and its exact state until `unpin`.
+
+        Raises:
+            DreamdError: its exact state, or all of it, is gone already.
+        """
+
+    def unpin(self, version: str) -> None:
+        """Let retention decide about a checkpoint again; nothing when it is not pinned."""
+
+    def rollback_sides(self, num_cycles: int) -> frozenset[str]:
+        """Versions that a rollback left or went to in the last `num_cycles` finished cycles."""
+
+    # upkeep
+    def enqueue_mirror(self, version: str) -> None:
+        """The mirror must get this version; nothing when it is queued or there."""
+
+    def mirror_tasks(self) -> tuple[MirrorTask, ...]:
+        """What the mirror has not got, oldest checkpoint first."""
+
+    def mirrored(self, version: str) -> None:
+        """The mirror has it, read back and compared."""
+
+    def mirror_failed(self, version: str, error: str, next_try_at: datetime) -> None:
+        """It stays queued."""
+
+    def scrub_order(self) -> tuple[str, ...]:
+        """Versions whose files should be there, the one that was not scrubbed for longest first."""
+
+    def record_scrub(self, result: ScrubResult) -> None: ...
+    def record_rehearsal(self, rehearsal: Rehearsal) -> None: ...
+    def last_rehearsal_at(self) -> datetime | None: ...
     def event(self, name: str, *, level: str = "info", cycle: Cycle | None = None, **payload: Any) -> None: ...
 
 

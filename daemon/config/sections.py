@@ -331,10 +331,26 @@ class TrainingConfig(Section):
 
 
 class CheckpointsConfig(Section):
-    """What is kept on disk."""
+    """What is kept on disk, and elsewhere."""
 
-    keep_last: Annotated[int, Field(ge=2, le=10000)] = 3
-    """Newest checkpoints of the head's lineage whose files are kept, beside the base and the rollback anchors."""
+    keep_last: Annotated[int, Field(ge=2, le=10000)] = 8
+    """Newest checkpoints whose image (weights in bfloat16) is kept, beside the base, the anchors and the pinned."""
+    keep_every: Annotated[int, Field(ge=1)] = 50
+    """The image of every checkpoint whose cycle is a multiple of this is kept for ever."""
+    keep_rollbacks: Annotated[int, Field(ge=0)] = 30
+    """Cycles for which both sides of a rollback are kept."""
+    keep_exact: Annotated[int, Field(ge=2, le=100)] = 2
+    """Newest checkpoints whose exact state (weights as trained, optimizer) is kept, beside base, anchors and pinned."""
+    keyframe_every: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Most deltas between an image and its keyframe; a chain as large as half a keyframe ends as well."""
+    mirror_url: str | None = None
+    """A second place for every checkpoint: any URL that fsspec knows (file://, sftp://, s3://); unset: none."""
+    mirror_exact: bool = True
+    """Mirror the exact state of those that keep it, too; it is many times larger than the images."""
+    scrub_mib: Annotated[int, Field(ge=0)] = 512
+    """MiB of published files to read again and compare with their hashes, per cycle; 0: never."""
+    rehearse_every_days: Annotated[float, Field(ge=0.0)] = 7.0
+    """Days between two rehearsals of a restore; 0: never."""
 
 
 class ServiceConfig(Section):

@@ -79,6 +79,12 @@ class DiskError(DreamdError):
     exit_code = 74
 
 
+class MirrorError(DreamdError):
+    """The mirror cannot be reached, or does not hold what it was given; nothing local changed."""
+
+    exit_code = 75
+
+
 class NonFiniteError(DreamdError):
     """A loss, gradient or weight is NaN or infinite; the optimizer did not move."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from daemon.domain.states import (
+    CheckpointKind,
     CheckpointState,
     ChosenSource,
     CompletionKind,
@@ -247,7 +248,19 @@ class Checkpoint:
     weights_digest: str
     optimizer_digest: str
     size_bytes: int
+    """Of all its files, when it was published."""
     state: CheckpointState = CheckpointState.CANDIDATE
+    kind: CheckpointKind = CheckpointKind.FULL
+    image_digest: str | None = None
+    """BLAKE3 of the image; None of a checkpoint that has none but its exact weights."""
+    image_bytes: int = 0
+    """Of the image's file alone."""
+    chain_length: int = 0
+    """Deltas that its image needs beside a keyframe or the base, its own included."""
+    exact: bool = True
+    """Whether weights and optimizer are kept as they were trained; without them it is lossy: the image alone."""
+    pinned: bool = False
+    """Kept, with its exact state, until somebody unpins it."""
 
 
 @dataclass(frozen=True, slots=True)

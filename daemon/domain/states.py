@@ -147,6 +147,16 @@ class Objective(StrEnum):
         return self in (Objective.DPO, Objective.IPO, Objective.DPOP)
 
 
+class CheckpointKind(StrEnum):
+    """How a checkpoint's image, its weights in bfloat16, is stored."""
+
+    FULL = "full"
+    """Not at all: it is its exact weights, rounded. The base, and what older versions of dreamd published."""
+    KEYFRAME = "keyframe"
+    DELTA = "delta"
+    """As what differs from its parent's."""
+
+
 class CheckpointState(StrEnum):
     """Where a checkpoint stands; `pruned` ones have a row but no files any more."""
 

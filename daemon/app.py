@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
+from daemon.checkpoints.mirror import FsspecMirror
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config import Config, Loaded
 from daemon.config.load import JUDGE_KEY_VARIABLE
@@ -28,8 +29,9 @@ from daemon.cycle.stages import Stages
 from daemon.domain.errors import CheckpointError, ConfigError, UsageError
 from daemon.domain.novelty import conversation_text
 from daemon.domain.records import Checkpoint
+from daemon.domain.retention import Retention
 from daemon.domain.states import CheckpointState, Outcome
-from daemon.ports import Engine, Observer
+from daemon.ports import Engine, Mirror, Observer, Snapshot, Weights
 from daemon.preferences import (
     ContrastJudge,
     EndpointJudge,
@@ -224,6 +226,26 @@ def export_checkpoint(loaded: Loaded, version_or_cycle: str, directory: Path) ->
     return {"exported": checkpoint.version, "directory": str(directory), "weights_digest": checkpoint.weights_digest}
 
 
+@dataclass(frozen=True)
+class _WithAssets:
+    """A snapshot that is a whole model folder: configuration, tokenizer and chat template as well."""
+
+    snapshot: Snapshot
+    model_dir: Path
+
+    @property
+    def weights(self) -> Weights:
+        return self.snapshot.weights
+
+    @property
+    def changes(self) -> None:
+        return None
+
+    def write(self, directory: Path) -> Mapping[str, Any]:
+        copy_assets(self.model_dir, directory)
+        return self.snapshot.write(directory)
+
+
 @contextmanager
 def _owned(loaded: Loaded, *, damaged_head: bool = False) -> Iterator[tuple[SqlLedger, Run, MixtureSource]]:
     """Hold the run's lock and epoch: everything that can refuse a start without loading a model.
@@ -289,7 +311,7 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
     base_dir = store.path(ledger.lineage()[-1].version)
     with observer.stage(None, "load trainer"):
         encoder = ChatEncoder(base_dir)
-        policy = TorchPolicy(base_dir, config.training, device, store.open, seed=run_seed)
+        policy = TorchPolicy(base_dir, config.training, device, store.open, open_image=store.image, seed=run_seed)
     with observer.stage(None, "load engine"):
         engine = _engine(config, base_dir, encoder, device)
     judges = _judges(config.preferences, encoder, policy, ledger, observer)
@@ -322,11 +344,26 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
         observer=observer,
         run_seed=run_seed,
         config=_recorded(config),
-        keep_last=config.checkpoints.keep_last,
+        retention=retention(config),
         baked_after=config.watchdog.baked_after,
         warmup_cycles=config.watchdog.warmup_cycles,
         reference_items=config.watchdog.reference_items,
+        mirror=mirror_of(config),
+        scrub_bytes=config.checkpoints.scrub_mib * 2**20,
+        rehearse_every=timedelta(days=days) if (days := config.checkpoints.rehearse_every_days) else None,
     )
+
+
+def retention(config: Config) -> Retention:
+    """What to keep, as the domain has it."""
+    kept = config.checkpoints
+    return Retention(kept.keep_last, kept.keep_every, kept.keep_exact, kept.keep_rollbacks, config.watchdog.baked_after)
+
+
+def mirror_of(config: Config) -> Mirror | None:
+    """The second place for checkpoints, if there is one."""
+    settings = config.checkpoints
+    return None if settings.mirror_url is None else FsspecMirror(settings.mirror_url, exact=settings.mirror_exact)
 
 
 def _base_settings(config: Config, cycle_number: int, packs: frozenset[str]) -> BaseSettings:
@@ -378,7 +415,7 @@ def _engine(config: Config, model_dir: Path, encoder: ChatEncoder, device: str) 
 
 
 def _store(config: Config) -> DirectoryStore:
-    return DirectoryStore(config.run.state_dir / "checkpoints")
+    return DirectoryStore(config.run.state_dir / "checkpoints", keyframe_every=config.checkpoints.keyframe_every)
 
 
 def _device(config: Config) -> str:
@@ -395,12 +432,8 @@ def _import_base(config: Config, store: DirectoryStore) -> Checkpoint:
         except CheckpointError:
             store.clean(())
     policy = TorchPolicy(config.model.path, config.training, "cpu", store.open)
-
-    def write(directory: Path) -> dict[str, Any]:
-        copy_assets(config.model.path, directory)
-        return dict(policy.save(directory))
-
-    return store.publish(BASE, write, cycle_number=None, parent=None, batch_hash=None, step=None)
+    snapshot = _WithAssets(policy.snapshot(), config.model.path)
+    return store.publish(BASE, snapshot, cycle_number=None, parent=None, batch_hash=None, step=None)
 
 
 def _find_target(ledger: SqlLedger, to_cycle: int | None, *, rejected: bool = False) -> Checkpoint:

@@ -230,12 +230,20 @@ class Publication(Protocol):
         """Wait until it is published.
 
         Raises:
+            CheckpointError: that version is published already.
             DiskError: writing failed; the temporary directory is gone.
         """
 
 
 class CheckpointStore(Protocol):
     """Published checkpoints on disk. A directory under its final name is always complete."""
+
+    def check_room(self, like: Checkpoint) -> None:
+        """Look for room before anything is spent.
+
+        Raises:
+            DiskError: there is not room for two checkpoints as large as `like`.
+        """
 
     def begin(
         self,
@@ -247,11 +255,7 @@ class CheckpointStore(Protocol):
         batch_hash: str | None,
         step: StepReport | None,
     ) -> Publication:
-        """Start to write a checkpoint: through a temporary directory, published by one rename.
-
-        Raises:
-            DiskError: there is not room for two of its kind; nothing was written.
-        """
+        """Start to write a checkpoint: through a temporary directory, published by one rename."""
 
     def verify(self, version: str) -> Checkpoint:
         """Check the manifest and every file's hash; of a lossy checkpoint the exact files are not expected.

@@ -13,10 +13,16 @@ from blake3 import blake3
 
 from daemon.domain.errors import CheckpointError
 from daemon.domain.records import Checkpoint, StepReport
-from daemon.domain.states import CheckpointState
+from daemon.domain.states import CheckpointKind, CheckpointState
 
-FORMAT = 1
+FORMAT = 2
+"""1 had no image: `kind` and what follows it."""
+READABLE = (1, 2)
 FILE_NAME = "manifest.json"
+IMAGE_PREFIX = "image."
+"""Of the names of files that hold a checkpoint's image; every other blob is of its exact state."""
+LOSSY_MARKER = "lossy"
+"""File that says that the exact state was deleted on purpose."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,12 @@ class Manifest:
     optimizer_digest: str
     blobs: Mapping[str, Blob]
     step: StepReport | None
+    kind: CheckpointKind = CheckpointKind.FULL
+    image_digest: str | None = None
+    chain_length: int = 0
+    """Deltas that its image needs, its own included."""
+    chain_bytes: int = 0
+    """Bytes of these deltas."""
     as_read: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
     """The fields as they stand in the file that this was read from, which may have been written before a field of
     `step` existed; None for a new manifest."""
@@ -65,6 +77,10 @@ class Manifest:
             optimizer_digest=self.optimizer_digest,
             size_bytes=sum(blob.size for blob in self.blobs.values()),
             state=CheckpointState.BASE if self.parent_version is None else CheckpointState.CANDIDATE,
+            kind=self.kind,
+            image_digest=self.image_digest,
+            image_bytes=sum(blob.size for name, blob in self.blobs.items() if name.startswith(IMAGE_PREFIX)),
+            chain_length=self.chain_length,
         )
 
     def _fields(self) -> dict[str, Any]:
@@ -85,13 +101,14 @@ def read_manifest(directory: Path) -> Manifest:
         root_hash = fields.pop("root_hash")
         as_read = copy.deepcopy(fields)
         version_found = fields.pop("format")
-        if version_found != FORMAT:
-            raise CheckpointError(f"{path}: format {version_found}; this dreamd reads format {FORMAT}")
+        if version_found not in READABLE:
+            raise CheckpointError(f"{path}: format {version_found}; this dreamd reads formats up to {FORMAT}")
         blobs = {name: Blob(**blob) for name, blob in fields.pop("blobs").items()}
+        fields["kind"] = CheckpointKind(fields.get("kind", CheckpointKind.FULL))
         manifest = Manifest(**{**fields, "blobs": blobs, "step": _step(fields["step"]), "as_read": as_read})
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; the checkpoint is incomplete") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: not a manifest ({error!r}); the file was altered, truncated or written by a newer dreamd"
         ) from None

@@ -1,45 +1,78 @@
 """Publish, verify, quarantine and prune checkpoint directories.
 
-Order of a publication: temporary directory, files, fsync each, manifest, fsync, fsync directory, rename, fsync
-parent; the database row comes last and elsewhere. A directory under its final name is therefore complete, and
-one without a row is either adopted at start or set aside.
+Order of a publication: temporary directory, files, manifest, fsync each, fsync directory, rename, fsync parent; the
+database row comes last and elsewhere. A directory under its final name is therefore complete, and one without a row
+is either adopted at start or set aside.
+
+Beside its exact state (weights and optimizer as trained) a checkpoint has an image, its weights in bfloat16: a
+keyframe, or what differs from its parent's image. The exact state of most is deleted after a while; a marker, written
+first, says so.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
-from daemon.checkpoints.manifest import FILE_NAME, Manifest, hash_file, read_manifest
-from daemon.domain.errors import CheckpointError, DiskError, PermissionDeniedError
+from daemon.checkpoints.delta import apply, read_delta, write_delta
+from daemon.checkpoints.files import fsync, make_root, publish_directory, write_durably
+from daemon.checkpoints.image import digest_of_weights, image_digest, image_of, read_keyframe, write_keyframe
+from daemon.checkpoints.manifest import (
+    FILE_NAME,
+    IMAGE_PREFIX,
+    LOSSY_MARKER,
+    Manifest,
+    hash_file,
+    read_manifest,
+)
+from daemon.domain.errors import CheckpointError, DiskError, DreamdError
 from daemon.domain.records import Checkpoint, StepReport
+from daemon.domain.states import CheckpointKind
+from daemon.ports import Snapshot
 
 TEMPORARY_PREFIX = ".tmp-"
 QUARANTINE = "quarantine"
+WEIGHTS_FILE = "model.safetensors"
+KEYFRAME_FILE = f"{IMAGE_PREFIX}keyframe"
+DELTA_FILE = f"{IMAGE_PREFIX}delta"
+ROOM_FACTOR = 2
+"""A cycle starts only if there is room for so many checkpoints like the last one."""
+
+
+@dataclass(frozen=True)
+class _Image:
+    """How a checkpoint's image was written."""
+
+    kind: CheckpointKind
+    digest: str | None = None
+    chain_length: int = 0
+    chain_bytes: int = 0
 
 
 class DirectoryStore:
     """Checkpoints as directories under one root; implements the `CheckpointStore` port."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, keyframe_every: int = 20) -> None:
         """Use `root`, creating it.
+
+        Args:
+            keyframe_every: most deltas between an image and its keyframe.
 
         Raises:
             PermissionDeniedError: it cannot be created or written.
         """
         self._root = root
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PermissionDeniedError(f"{root}: cannot be created ({error.strerror}); make it writable") from None
-        if not os.access(root, os.W_OK):
-            raise PermissionDeniedError(f"{root}: not writable by this user; check its owner and mode")
+        self._keyframe_every = keyframe_every
+        self._writer: ThreadPoolExecutor | None = None
+        make_root(root)
 
     def path(self, version: str) -> Path:
         return self._root / version
@@ -47,23 +80,55 @@ class DirectoryStore:
     def exists(self, version: str) -> bool:
         return self.path(version).is_dir()
 
+    def check_room(self, like: Checkpoint) -> None:
+        needed, free = ROOM_FACTOR * like.size_bytes, shutil.disk_usage(self._root).free
+        if free < needed:
+            raise DiskError(
+                f"{self._root}: {free / 2**20:.0f} MiB are free, and {needed / 2**20:.0f} MiB are needed, "
+                f"{ROOM_FACTOR} times a checkpoint; free space, or lower checkpoints.keep_last and keep_exact"
+            )
+
+    def begin(
+        self,
+        version: str,
+        snapshot: Snapshot,
+        *,
+        cycle_number: int | None,
+        parent: Checkpoint | None,
+        batch_hash: str | None,
+        step: StepReport | None,
+    ) -> Future[Checkpoint]:
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, "publish")
+        return self._writer.submit(
+            self.publish,
+            version,
+            snapshot,
+            cycle_number=cycle_number,
+            parent=parent,
+            batch_hash=batch_hash,
+            step=step,
+        )
+
     def publish(
         self,
         version: str,
-        write: Callable[[Path], Mapping[str, Any]],
+        snapshot: Snapshot,
         *,
         cycle_number: int | None,
         parent: Checkpoint | None,
         batch_hash: str | None,
         step: StepReport | None,
     ) -> Checkpoint:
+        """What `begin` does, in this thread; returns when it is done."""
         final, temporary = self.path(version), self._root / f"{TEMPORARY_PREFIX}{version}"
         if final.exists():
             raise CheckpointError(f"{final}: already published; a version is written once")
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            digests = write(temporary)
+            digests = snapshot.write(temporary)
+            image = self._write_image(temporary, snapshot, parent)
             blobs = {file.name: hash_file(file) for file in sorted(temporary.iterdir())}
             manifest = Manifest(
                 version=version,
@@ -75,13 +140,13 @@ class DirectoryStore:
                 optimizer_digest=digests["optimizer_digest"],
                 blobs=blobs,
                 step=step,
+                kind=image.kind,
+                image_digest=image.digest,
+                chain_length=image.chain_length,
+                chain_bytes=image.chain_bytes,
             )
             (temporary / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
-            for file in temporary.iterdir():
-                _fsync(file)
-            _fsync(temporary)
-            temporary.rename(final)
-            _fsync(self._root)
+            publish_directory(temporary, final)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise DiskError(
@@ -93,19 +158,10 @@ class DirectoryStore:
         return manifest.checkpoint()
 
     def verify(self, version: str) -> Checkpoint:
-        directory = self.path(version)
-        manifest = read_manifest(directory)
-        if manifest.version != version:
-            raise CheckpointError(f"{directory}: its manifest is that of {manifest.version}; it was moved or copied")
-        for name, blob in manifest.blobs.items():
-            file = directory / name
-            if not file.is_file():
-                raise CheckpointError(f"{file}: missing; roll back to another checkpoint or restore it from a backup")
-            if hash_file(file) != blob:
-                raise CheckpointError(
-                    f"{file}: {file.stat().st_size} bytes that do not hash to the manifest's {blob.size} bytes; "
-                    "it was truncated or altered: restore it from a backup or roll back to another checkpoint"
-                )
+        manifest = self._manifest(version)
+        for name in manifest.blobs:
+            if name.startswith(IMAGE_PREFIX) or not self.is_lossy(version):
+                self._verify_blob(manifest, name)
         return manifest.checkpoint()
 
     def open(self, checkpoint: Checkpoint) -> Path:
@@ -122,6 +178,34 @@ class DirectoryStore:
             )
         return self.path(checkpoint.version)
 
+    def is_lossy(self, version: str) -> bool:
+        """Whether the exact state was deleted on purpose."""
+        return (self.path(version) / LOSSY_MARKER).exists()
+
+    def image(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        links = self._chain(checkpoint.version)
+        if links[-1].root_hash != checkpoint.root_hash:
+            raise CheckpointError(f"{self.path(checkpoint.version)}: it is not the checkpoint that was recorded")
+        image = self._root_image(links[0])
+        for link in links[1:]:
+            self._verify_blob(link, DELTA_FILE)
+            apply(image, read_delta(self.path(link.version) / DELTA_FILE))
+        expected = links[-1].image_digest
+        if expected is not None and image_digest(image) != expected:
+            raise CheckpointError(
+                f"{self.path(checkpoint.version)}: its chain gives another image than the recorded one; restore the "
+                f"chain from {links[0].version} on from a mirror, or go back to another checkpoint"
+            )
+        return image
+
+    def chain(self, version: str) -> list[str]:
+        """The versions whose files its image needs: keyframe or base first, itself last.
+
+        Raises:
+            CheckpointError: a link is missing, or is not the parent that the next one was made from.
+        """
+        return [link.version for link in self._chain(version)]
+
     def step_report(self, version: str) -> StepReport | None:
         return read_manifest(self.path(version)).step
 
@@ -134,24 +218,95 @@ class DirectoryStore:
         for entry in sorted(self._root.iterdir()):
             if entry.name.startswith(TEMPORARY_PREFIX):
                 shutil.rmtree(entry)
-            elif entry.name not in kept:
+            elif entry.is_dir() and entry.name not in kept:
                 # Never deleted: what this program does not know may be what a person needs.
-                (self._root / QUARANTINE).mkdir(exist_ok=True)
-                entry.rename(self._root / QUARANTINE / f"{entry.name}-{time.time_ns()}")
+                self.quarantine(entry.name)
                 moved.append(entry.name)
         return moved
+
+    def quarantine(self, version: str) -> Path:
+        aside = self._root / QUARANTINE
+        aside.mkdir(exist_ok=True)
+        return self.path(version).rename(aside / f"{version}-{time.time_ns()}")
+
+    def make_lossy(self, version: str) -> None:
+        manifest = self._manifest(version)
+        if manifest.kind is CheckpointKind.FULL:
+            raise DreamdError(f"{self.path(version)}: without its exact state nothing would be left of it")
+        marker = self.path(version) / LOSSY_MARKER
+        if not marker.exists():  # first, so that what is missing from now on is not taken for damage
+            write_durably(marker, "weights and optimizer as trained were deleted by retention; the image is kept\n")
+        for name in manifest.blobs:
+            if not name.startswith(IMAGE_PREFIX):
+                (self.path(version) / name).unlink(missing_ok=True)
 
     def prune(self, version: str) -> None:
         # Renamed first: a kill in the middle leaves a temporary directory, not half a checkpoint.
         doomed = self._root / f"{TEMPORARY_PREFIX}pruned-{version}"
         if self.exists(version):
             self.path(version).rename(doomed)
+            fsync(self._root)
         shutil.rmtree(doomed, ignore_errors=True)
 
+    # --- images --------------------------------------------------------------------------------------------
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _write_image(self, directory: Path, snapshot: Snapshot, parent: Checkpoint | None) -> _Image:
+        """A delta where the chain allows, else a keyframe; nothing for the base, which stays for ever."""
+        if parent is None:
+            return _Image(CheckpointKind.FULL)
+        digest = digest_of_weights(snapshot.weights)
+        before = read_manifest(self.path(parent.version))
+        length = before.chain_length + 1
+        # A full one other than the base may be pruned, and its image with it.
+        rooted = before.kind is not CheckpointKind.FULL or before.parent_version is None
+        if snapshot.changes is not None and rooted and length <= self._keyframe_every:
+            delta = directory / DELTA_FILE
+            write_delta(delta, snapshot.changes)
+            size = before.chain_bytes + delta.stat().st_size
+            if size <= sum(tensor.numel() for tensor in snapshot.weights.values()):  # half of two bytes each
+                return _Image(CheckpointKind.DELTA, digest, length, size)
+            delta.unlink()
+        write_keyframe(directory / KEYFRAME_FILE, snapshot.weights)
+        return _Image(CheckpointKind.KEYFRAME, digest)
+
+    def _chain(self, version: str) -> list[Manifest]:
+        links = [self._manifest(version)]
+        while links[0].kind is CheckpointKind.DELTA:
+            child, parent_version = links[0], links[0].parent_version
+            assert parent_version is not None, "only the base has no parent, and it is no delta"
+            parent = self._manifest(parent_version)
+            if parent.root_hash != child.parent_root_hash:
+                raise CheckpointError(
+                    f"{self.path(parent.version)}: it is not the parent that {child.version} was made from"
+                )
+            links.insert(0, parent)
+        return links
+
+    def _root_image(self, root: Manifest) -> dict[str, Tensor]:
+        if root.kind is CheckpointKind.KEYFRAME:
+            self._verify_blob(root, KEYFRAME_FILE)
+            return read_keyframe(self.path(root.version) / KEYFRAME_FILE)
+        self._verify_blob(root, WEIGHTS_FILE)
+        return image_of(load_file(self.path(root.version) / WEIGHTS_FILE))
+
+    # --- verification --------------------------------------------------------------------------------------
+
+    def _manifest(self, version: str) -> Manifest:
+        manifest = read_manifest(self.path(version))
+        if manifest.version != version:
+            raise CheckpointError(
+                f"{self.path(version)}: its manifest is that of {manifest.version}; it was moved or copied"
+            )
+        return manifest
+
+    def _verify_blob(self, manifest: Manifest, name: str) -> None:
+        file, blob = self.path(manifest.version) / name, manifest.blobs.get(name)
+        if blob is None:
+            raise CheckpointError(f"{file}: the manifest does not list it; the checkpoint is of an unknown kind")
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing; roll back to another checkpoint or restore it from a backup")
+        if hash_file(file) != blob:
+            raise CheckpointError(
+                f"{file}: {file.stat().st_size} bytes that do not hash to the manifest's {blob.size} bytes; "
+                "it was truncated or altered: restore it from a backup or roll back to another checkpoint"
+            )

@@ -1,4 +1,4 @@
-"""May the next cycle train? The circuit breaker, brought up to date before each cycle."""
+"""May the next cycle train? The circuit breaker, brought up to date before each cycle; and is there room?"""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import datetime
 
 from daemon.cycle.measuring import evaluate_head, make_live, measure_anchors
 from daemon.cycle.stages import Stages
+from daemon.domain.errors import BreakerOpenError, DiskError, DreamdError
 from daemon.domain.states import BreakerState
 
 MAX_PAUSE_S = 30.0
@@ -29,6 +30,8 @@ class Pause:
     seconds: float
     """Until it is worth asking again."""
     reason: str
+    error: type[DreamdError] = BreakerOpenError
+    """Raised instead of waiting, where a fixed number of cycles was asked for."""
 
 
 def before_cycle(stages: Stages, now: datetime) -> Pause | None:
@@ -51,6 +54,15 @@ def before_cycle(stages: Stages, now: datetime) -> Pause | None:
     if breaker.state is not BreakerState.OPEN:
         measure_anchors(stages)
         make_live(stages, ledger.head())  # an anchor may have been live for its measurement
-        return None
+        return _no_room(stages)
     left = MAX_PAUSE_S if breaker.until is None else (breaker.until - now).total_seconds()
     return Pause(min(MAX_PAUSE_S, max(0.0, left)), breaker.reason)
+
+
+def _no_room(stages: Stages) -> Pause | None:
+    try:
+        stages.store.check_room(stages.ledger.head())
+    except DiskError as error:  # no row: the database may be on the same disk
+        stages.observer.log("no_room", level="error", reason=str(error))
+        return Pause(MAX_PAUSE_S, str(error), DiskError)
+    return None

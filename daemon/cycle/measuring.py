@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from daemon.cycle.stages import Stages
 from daemon.domain.lineage import baked
-from daemon.domain.probing import CONFIRMATION_SUFFIX, FAILED, ProbeRequest
+from daemon.domain.probing import CONFIRMATION_SUFFIX, FAILED, ProbeRequest, ProbeRun
 from daemon.domain.records import Checkpoint, Cycle
 from daemon.domain.states import ProbeReason
-from daemon.domain.verdicts import Evidence, Suspicion
+from daemon.domain.verdicts import Evidence, History, Suspicion
 
 _FEW = 1
 """At least so many items of each pool: one request of its usual size."""
@@ -18,23 +18,40 @@ _AT_ONCE = 12
 """Requests of an anchor that are committed together; all of the base's first ones, so that they share their batches."""
 
 
+def measure_beside(stages: Stages, cycle: Cycle) -> tuple[ProbeRun, ...]:
+    """The probes of a candidate that need the trainer alone, and that its publication need not be waited for."""
+    _, plan = _plan(stages, cycle)
+    with stages.stage(cycle, "probe") as progress:
+        return stages.probes.measure(_of_trainer(stages, plan), progress)
+
+
 def measure_candidate(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> None:
     """Every probe that the plan has for a candidate which the trainer holds.
 
     A candidate that the trainer's probes refuse already is never put into the engine: broken weights can poison it.
     """
-    ledger, probes = stages.ledger, stages.probes
-    history = ledger.history(cycle)
-    plan = probes.plan(
-        cycle.number, ledger.probe_budget(), ledger.adjustments(cycle), eager=stages.judge.suspects(history)
-    )
-    core = [request for request in plan if request.reason is ProbeReason.CORE]
-    first = [request for request in core if not probes.needs_engine(request.probe)]
+    history, plan = _plan(stages, cycle)
+    first = _of_trainer(stages, plan)
     _measure(stages, cycle, candidate, first, "probe")
     # What needs the engine is recorded all at once: with the core there, everything that was due then is there.
+    core = [request for request in plan if request.reason is ProbeReason.CORE]
     if _missing(stages, candidate, core) and stages.judge.gate(history, evidence_of(stages, cycle, candidate)) is None:
         stages.sync_engine(candidate, cycle)
         _measure(stages, cycle, candidate, [request for request in plan if request not in first], "probe")
+
+
+def _plan(stages: Stages, cycle: Cycle) -> tuple[History, Sequence[ProbeRequest]]:
+    ledger = stages.ledger
+    history = ledger.history(cycle)
+    eager = stages.judge.suspects(history)
+    budget, adjustments = ledger.probe_budget(), ledger.adjustments(cycle)
+    return history, stages.probes.plan(cycle.number, budget, adjustments, eager=eager)
+
+
+def _of_trainer(stages: Stages, plan: Sequence[ProbeRequest]) -> list[ProbeRequest]:
+    """Those that decide and need no engine."""
+    core = [request for request in plan if request.reason is ProbeReason.CORE]
+    return [request for request in core if not stages.probes.needs_engine(request.probe)]
 
 
 def evidence_of(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Evidence:

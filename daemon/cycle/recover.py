@@ -103,6 +103,8 @@ def _tidy(stages: Stages) -> None:
     for checkpoint in checkpoints:
         if checkpoint.state is CheckpointState.PRUNED and stages.store.exists(checkpoint.version):
             stages.store.prune(checkpoint.version)
+        elif not checkpoint.exact and stages.store.exists(checkpoint.version):
+            stages.store.make_lossy(checkpoint.version)
     for name in stages.store.clean(checkpoint.version for checkpoint in checkpoints):
         stages.ledger.event("checkpoint_quarantined", level="warning", directory=name)
         stages.observer.log("checkpoint_quarantined", level="warning", directory=name)

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from daemon.cycle.measuring import confirm, evidence_of, measure_candidate
+from daemon.cycle.measuring import confirm, evidence_of, measure_beside, measure_candidate
 from daemon.cycle.restore import find_anchor, roll_back
+from daemon.cycle.retain import retain
 from daemon.cycle.stages import Stages
 from daemon.domain.diversity import measure
 from daemon.domain.errors import DiskError, DreamdError, FencedError, NonFiniteError, StopRequested
-from daemon.domain.lineage import kept
-from daemon.domain.records import Adjustments, Checkpoint, Cycle, ImportedSource
-from daemon.domain.states import CheckpointState, CycleState, ImportKind, Outcome
+from daemon.domain.records import Adjustments, Batch, Checkpoint, Cycle, ImportedSource, StepReport
+from daemon.domain.states import CycleState, ImportKind, Outcome
 from daemon.domain.verdicts import Suspicion, Verdict
 from daemon.ports import Catalogue
 
@@ -64,9 +64,14 @@ def run_cycle(stages: Stages) -> Outcome:
         _close_unpublished(stages, cycle.number, Outcome.FAILED, str(error))
         stages.policy.restore(head)
         return Outcome.FAILED
+    except DiskError as error:
+        _close_unpublished(stages, cycle.number, Outcome.LOST, str(error))
+        if stages.ledger.cycle(cycle.number).outcome is not Outcome.LOST or _lost_before(stages):
+            raise
+        stages.policy.restore(head)  # once can be anything; the next cycle starts only if there is room for it
+        return Outcome.LOST
     except Exception as error:
-        lost = isinstance(error, DiskError)
-        _close_unpublished(stages, cycle.number, Outcome.LOST if lost else Outcome.FAILED, _reason(error))
+        _close_unpublished(stages, cycle.number, Outcome.FAILED, _reason(error))
         raise
     report_finished(stages, cycle.number, outcome)
     return outcome
@@ -121,18 +126,33 @@ def _dream(stages: Stages, cycle: Cycle, head: Checkpoint, adjustments: Adjustme
         _committed(stages, cycle)
         report = stages.policy.step(replace(batch, reference=reference, adjustments=adjustments))
         cycle = _committed(stages, ledger.record_step(cycle, report))
+    cycle, candidate = _publish(stages, cycle, head, batch, report)
+    return evaluate(stages, cycle, candidate)
+
+
+def _publish(
+    stages: Stages, cycle: Cycle, head: Checkpoint, batch: Batch, report: StepReport
+) -> tuple[Cycle, Checkpoint]:
+    """Publish what the step made; the probes of the trainer run meanwhile, and are recorded after it."""
+    version = version_of(cycle)
     with stages.stage(cycle, "publish"):
-        candidate = stages.store.publish(
-            version_of(cycle),
-            stages.policy.save,
+        publication = stages.store.begin(
+            version,
+            stages.policy.snapshot(),
             cycle_number=cycle.number,
             parent=head,
             batch_hash=batch.batch_hash,
             step=report,
         )
-        stages.policy.adopt(candidate.version)
-        cycle = _committed(stages, ledger.record_published(cycle, candidate))
-    return evaluate(stages, cycle, candidate)
+    stages.policy.adopt(version)
+    try:
+        runs = measure_beside(stages, cycle)
+    finally:  # whatever ended the probes: what is being written becomes a checkpoint that the next start goes on with
+        with stages.stage(cycle, "publish"):
+            candidate = publication.result()
+        cycle = _committed(stages, stages.ledger.record_published(cycle, candidate))
+    stages.ledger.record_probes(version, runs, cycle)
+    return cycle, candidate
 
 
 def _reference(stages: Stages, cycle: Cycle, adjustments: Adjustments) -> Checkpoint | None:
@@ -172,24 +192,12 @@ def decide(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Outcome:
     if verdict.regressed:
         return roll_back(stages, cycle, verdict)
     outcome = ledger.promote(cycle, verdict)
-    prune(stages)
+    retain(stages)
     return outcome
 
 
 def _judge(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Verdict | Suspicion:
     return stages.judge.judge(stages.ledger.history(cycle), evidence_of(stages, cycle, candidate))
-
-
-def prune(stages: Stages) -> None:
-    """Delete the files of checkpoints that no rollback can go to any more; their rows stay."""
-    ledger, store = stages.ledger, stages.store
-    checkpoints = [c for c in ledger.checkpoints() if c.state is not CheckpointState.PRUNED]
-    newest = sorted(checkpoints, key=lambda c: c.cycle_number or 0)[-stages.keep_last :]
-    keep = kept(ledger.lineage(), stages.baked_after, stages.keep_last) | {c.version for c in newest}
-    for checkpoint in checkpoints:
-        if checkpoint.version not in keep:
-            ledger.pruned(checkpoint.version)
-            store.prune(checkpoint.version)
 
 
 def report_finished(stages: Stages, number: int, outcome: Outcome) -> None:
@@ -212,6 +220,11 @@ def _close_unpublished(stages: Stages, number: int, outcome: Outcome, reason: st
             outcome = Outcome.FAILED
         stages.ledger.close(cycle, outcome, reason)
         report_finished(stages, number, outcome)
+
+
+def _lost_before(stages: Stages) -> bool:
+    """Whether the cycle before the last one was lost, too."""
+    return [record.outcome for record in stages.ledger.records(2)] == [Outcome.LOST, Outcome.LOST]
 
 
 def _committed(stages: Stages, cycle: Cycle) -> Cycle:

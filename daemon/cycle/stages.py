@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from daemon.domain.errors import StaleEngineError
 from daemon.domain.records import Checkpoint, Cycle, EngineCheck
+from daemon.domain.retention import Retention
 from daemon.ports import (
     BreakerPolicy,
     CheckpointStore,
@@ -17,6 +19,7 @@ from daemon.ports import (
     Governor,
     Judge,
     Ledger,
+    Mirror,
     Observer,
     Policy,
     Preferences,
@@ -46,12 +49,17 @@ class Stages:
     run_seed: int
     config: Mapping[str, Any]
     """The settings in force, recorded with each cycle."""
-    keep_last: int
+    retention: Retention
     baked_after: int
     warmup_cycles: int
     """Promoted cycles before pass rates decide; only then the base's are measured in full."""
     reference_items: int
     """Held-out prompts per pass/fail probe that the base is measured on."""
+    mirror: Mirror | None = None
+    scrub_bytes: int = 0
+    """Of published files, read again per cycle."""
+    rehearse_every: timedelta | None = None
+    """Between two rehearsals of a restore; None: never."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by stage of the cycle at work."""
 

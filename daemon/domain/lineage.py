@@ -33,8 +33,8 @@ def anchors(lineage: Sequence[Checkpoint], baked_after: int) -> tuple[Anchor, ..
     )
 
 
-def kept(lineage: Sequence[Checkpoint], baked_after: int, keep_last: int) -> frozenset[str]:
-    """Versions of a lineage whose files must stay: the newest ones, the base, and four anchors.
+def ancestors_kept(lineage: Sequence[Checkpoint], baked_after: int) -> frozenset[str]:
+    """Versions of a lineage that rollbacks need with their exact state: the base, and four anchors.
 
     These are the next A1, A1, and the two before A1: a regression that began before A1 goes back to the first of
     these, and the last is A1 of the lineage that goes on from there.
@@ -43,12 +43,21 @@ def kept(lineage: Sequence[Checkpoint], baked_after: int, keep_last: int) -> fro
     next_anchor = depth_of_head // baked_after * baked_after
     depths = {max(0, next_anchor - back * baked_after) for back in range(4)}
     ancestors = (lineage[-1], *(lineage[depth_of_head - depth] for depth in depths))
-    return frozenset(checkpoint.version for checkpoint in (*lineage[:keep_last], *ancestors))
+    return frozenset(checkpoint.version for checkpoint in ancestors)
+
+
+def kept(lineage: Sequence[Checkpoint], baked_after: int, keep_last: int) -> frozenset[str]:
+    """`ancestors_kept`, and the newest ones."""
+    return ancestors_kept(lineage, baked_after) | {checkpoint.version for checkpoint in lineage[:keep_last]}
 
 
 def _baked(lineage: Sequence[Checkpoint], baked_after: int) -> list[tuple[int, Checkpoint]]:
-    """(depth, checkpoint) of every baked ancestor that has its files, newest first; the base always has."""
+    """(depth, checkpoint) of every baked ancestor that has its exact state, newest first; the base always has."""
     depth_of_head = len(lineage) - 1
     newest = max(0, depth_of_head // baked_after - 1) * baked_after
     found = [(depth, lineage[depth_of_head - depth]) for depth in range(newest, -1, -baked_after)]
-    return [(depth, found_at) for depth, found_at in found if not depth or found_at.state is not CheckpointState.PRUNED]
+    return [(depth, found_at) for depth, found_at in found if not depth or _is_exact(found_at)]
+
+
+def _is_exact(checkpoint: Checkpoint) -> bool:
+    return checkpoint.exact and checkpoint.state is not CheckpointState.PRUNED

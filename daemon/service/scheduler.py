@@ -17,7 +17,7 @@ import structlog
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from daemon.domain.errors import BreakerOpenError, StopRequested
+from daemon.domain.errors import StopRequested
 from daemon.domain.states import Outcome
 from daemon.service.notify import Notifier
 from daemon.service.stop import StopFlag
@@ -44,7 +44,7 @@ class Service:
         run_cycle: one dream cycle, or the seconds to wait because none may run now, with the reason. `StopRequested`
             ends the loop cleanly; any other exception ends it and is raised from `run`.
         interval_s: from one cycle's start to the next, at least; 0: back to back.
-        max_cycles: cycles to finish; None: for ever. With a number, a wait ends the loop with `BreakerOpenError`.
+        max_cycles: cycles to finish; None: for ever. With a number, a wait ends the loop with the pause's error.
         setup: run first. A stop or an error in it ends the loop like one in a cycle.
         teardown: run last, also after a `setup` that failed halfway.
         notifier: told STOPPING when the loop is about to end.
@@ -141,12 +141,11 @@ class Service:
         """Say that nothing is trained, and why.
 
         Raises:
-            BreakerOpenError: a fixed number of cycles was asked for, and they cannot run.
+            DreamdError: a fixed number of cycles was asked for, and they cannot run; the pause's own kind.
         """
         if self._max_cycles is not None:
-            # The breaker's own words end with the way out.
-            raise BreakerOpenError(f"the circuit breaker is open, nothing is trained: {pause.reason}")
-        self._notifier.status(f"breaker open, evaluating only: {pause.reason}")
+            raise pause.error(f"nothing is trained: {pause.reason}")  # its own words end with the way out
+        self._notifier.status(f"paused: {pause.reason}")
         return pause
 
     def _finish(self) -> None:

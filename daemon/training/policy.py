@@ -1,4 +1,4 @@
-"""The live policy on the trainer's side: weights, optimizer, one step, save and restore."""
+"""The live policy on the trainer's side: weights, optimizer, one step, snapshot and restore."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -21,16 +21,14 @@ from daemon.domain.hashing import derive_seed
 from daemon.domain.precision import LOGPROB_TOLERANCE
 from daemon.domain.records import Adjustments, Batch, Checkpoint, PolicyDigests, StepReport
 from daemon.domain.states import RollbackTarget
+from daemon.ports import Changes, Weights
 from daemon.training.answers import AnswerModel
 from daemon.training.apollo import Apollo
-from daemon.training.applied import Applied, UpdateWriter
+from daemon.training.applied import NO_CHANGES, Applied, UpdateWriter
 from daemon.training.digest import tensors_digest
 from daemon.training.gradients import Figures, ReferenceLogprobs, accumulate, reference_logprobs
 from daemon.training.memory import PeakMemory
-
-WEIGHTS_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.state"
-"""safetensors inside; not so named, because vLLM loads every *.safetensors of a folder as weights."""
+from daemon.training.snapshot import OPTIMIZER_FILE, WEIGHTS_FILE, TorchSnapshot
 
 _DTYPES = {"fp32": "float32", "bf16-stochastic": "bfloat16"}
 """Precision -> name of the weights' torch dtype."""
@@ -46,6 +44,7 @@ class TorchPolicy:
         device: str,
         open_checkpoint: Callable[[Checkpoint], Path],
         *,
+        open_image: Callable[[Checkpoint], Weights] | None = None,
         seed: int = 0,
     ) -> None:
         """Load a model folder.
@@ -55,6 +54,7 @@ class TorchPolicy:
             config: the step's settings.
             device: a torch device.
             open_checkpoint: verifies a checkpoint's hashes and returns its directory.
+            open_image: a checkpoint's verified weights in bfloat16; without it lossy checkpoints are refused.
             seed: the run's; projections and rounding follow from it.
 
         Raises:
@@ -75,6 +75,7 @@ class TorchPolicy:
         self._device = device
         self._config = config
         self._open_checkpoint = open_checkpoint
+        self._open_image = open_image
         self._seed = seed
         self._answers = AnswerModel(
             self._model,
@@ -87,6 +88,11 @@ class TorchPolicy:
         self._writer = UpdateWriter(seed)
         self._optimizer = self._new_optimizer()
         self._version = ""
+        self._generation = 0
+        """Counts what writes into the weights: snapshots of an earlier one are stale."""
+        self._equals_checkpoint = False
+        """Whether the weights are those of `version`; a step's changes are relative to it only then."""
+        self._changes: Mapping[str, Changes] | None = None
 
     @property
     def logprob_tolerance(self) -> float:
@@ -98,6 +104,7 @@ class TorchPolicy:
 
     def adopt(self, version: str) -> None:
         self._version = version
+        self._equals_checkpoint, self._changes = True, None
 
     def weights(self) -> Mapping[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
@@ -111,12 +118,18 @@ class TorchPolicy:
     def borrowed(self, checkpoint: Checkpoint) -> Iterator[None]:
         """The model computes with a checkpoint's verified weights inside; its own are put aside, not copied.
 
+        Of a lossy checkpoint it computes with the image.
+
         Raises:
             CheckpointError: it does not verify; the live policy is unchanged.
             ConfigError: its weights have another precision; likewise.
         """
-        weights = load_file(self._open_checkpoint(checkpoint) / WEIGHTS_FILE, device=self._device)
-        self._check_weights(checkpoint, weights)
+        if checkpoint.exact:
+            weights = load_file(self._open_checkpoint(checkpoint) / WEIGHTS_FILE, device=self._device)
+            self._check_weights(checkpoint, weights)
+        else:
+            dtype = getattr(torch, _DTYPES[self._config.precision])
+            weights = {name: word.to(self._device, dtype) for name, word in self._image(checkpoint).items()}
         own = {name: parameter.data for name, parameter in self._parameters.items()}
         try:
             for name, parameter in self._parameters.items():
@@ -209,8 +222,19 @@ class TorchPolicy:
         with self._answers.timed("update"):
             self._optimizer.param_groups[0]["lr"] = plan.lr
             self._writer.start(batch.batch_hash)
+            from_checkpoint = self._equals_checkpoint
+            self._move()
             self._optimizer.step()
+            changes = self._writer.take_changes()
+            if from_checkpoint:
+                # A parameter without a gradient was not written.
+                self._changes = {name: changes.get(name, NO_CHANGES) for name in self._parameters}
             return self._writer.result()
+
+    def _move(self) -> None:
+        """What was known of the weights is over; to be called before anything writes into them."""
+        self._generation += 1
+        self._equals_checkpoint, self._changes = False, None
 
     def _report(
         self,
@@ -252,36 +276,59 @@ class TorchPolicy:
             example_logprobs=tuple((part.chosen, part.rejected) for part in figures),
         )
 
-    # --- save and restore ----------------------------------------------------------------------------------
+    # --- snapshot and restore ------------------------------------------------------------------------------
 
-    def save(self, directory: Path) -> Mapping[str, Any]:
-        """Write weights and optimizer; returns their digests under "weights_digest" and "optimizer_digest"."""
-        weights, state = dict(self.weights()), self._optimizer.state_tensors()
-        save_file({name: t.contiguous() for name, t in weights.items()}, directory / WEIGHTS_FILE, {"format": "pt"})
-        save_file(state, directory / OPTIMIZER_FILE, {"optimizer": json.dumps(self._config.optimizer)})
-        return {"weights_digest": tensors_digest(weights), "optimizer_digest": tensors_digest(state)}
+    def snapshot(self) -> TorchSnapshot:
+        generation = self._generation
+        return TorchSnapshot(
+            self.weights(),
+            self._optimizer.state_tensors(),
+            self._config.optimizer,
+            self._changes,
+            is_current=lambda: self._generation == generation,
+        )
 
     def restore(self, checkpoint: Checkpoint) -> None:
+        optimizer = self._new_optimizer()
+        weights = self._open_exact(checkpoint, optimizer) if checkpoint.exact else self._image(checkpoint)
+        self._move()
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(weights[name])
+        self._optimizer = optimizer
+        self.adopt(checkpoint.version)
+
+    def _open_exact(self, checkpoint: Checkpoint, optimizer: Apollo) -> Mapping[str, Tensor]:
+        """The verified weights of a checkpoint, as they were trained; its state goes into `optimizer`."""
         directory = self._open_checkpoint(checkpoint)
         weights, state = load_file(directory / WEIGHTS_FILE), load_file(directory / OPTIMIZER_FILE)
         self._check_weights(checkpoint, weights)
         digests = PolicyDigests(tensors_digest(weights), tensors_digest(state))
         if digests != PolicyDigests(checkpoint.weights_digest, checkpoint.optimizer_digest):
             raise CheckpointError(f"{checkpoint.version}: its tensors are not those recorded when it was published")
-        optimizer = self._new_optimizer()
         self._load_optimizer(optimizer, checkpoint, directory / OPTIMIZER_FILE, state)
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(weights[name])
-        self._optimizer = optimizer
-        self._version = checkpoint.version
+        return weights
 
-    def _check_weights(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
+    def _image(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+        """The verified weights of a lossy checkpoint, in bfloat16."""
+        if self._open_image is None:
+            raise CheckpointError(
+                f"{checkpoint.version}: lossy, only its image is kept, and nothing here reads images; "
+                "choose a checkpoint whose exact state is kept"
+            )
+        image = self._open_image(checkpoint)
+        self._check_shapes(checkpoint, image)
+        return image
+
+    def _check_shapes(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
         expected = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
         found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if expected != found:
             wrong = sorted(set(expected.items()) ^ set(found.items()))
             raise CheckpointError(f"{checkpoint.version}: its weights are not this model's, first at {wrong[0][0]}")
+
+    def _check_weights(self, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
+        self._check_shapes(checkpoint, weights)
         for name, tensor in weights.items():
             if tensor.dtype != self._parameters[name].dtype:
                 names = {getattr(torch, dtype): precision for precision, dtype in _DTYPES.items()}

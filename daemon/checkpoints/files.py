@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from daemon.domain import failpoints
 from daemon.domain.errors import PermissionDeniedError
 
 
@@ -12,6 +13,7 @@ def fsync(path: Path) -> None:
     """Have a file's bytes, or a directory's entries, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        failpoints.hit("store.fsync")
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -31,8 +33,10 @@ def publish_directory(temporary: Path, final: Path) -> None:
     for file in temporary.iterdir():
         fsync(file)
     fsync(temporary)
+    failpoints.hit("store.rename")
     temporary.rename(final)
     fsync(final.parent)
+    failpoints.hit("store.renamed")
 
 
 def make_root(root: Path) -> None:

@@ -33,6 +33,7 @@ from daemon.checkpoints.manifest import (
     hash_file,
     read_manifest,
 )
+from daemon.domain import failpoints
 from daemon.domain.errors import CheckpointError, DiskError, DreamdError
 from daemon.domain.records import Checkpoint, StepReport
 from daemon.domain.states import CheckpointKind
@@ -127,6 +128,7 @@ class DirectoryStore:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
+            failpoints.hit("store.write")
             digests = snapshot.write(temporary)
             image = self._write_image(temporary, snapshot, parent)
             blobs = {file.name: hash_file(file) for file in sorted(temporary.iterdir())}

@@ -17,6 +17,7 @@ from daemon.cycle.measuring import confirm, evidence_of, measure_beside, measure
 from daemon.cycle.restore import find_anchor, roll_back
 from daemon.cycle.retain import retain
 from daemon.cycle.stages import Stages
+from daemon.domain import failpoints
 from daemon.domain.diversity import measure
 from daemon.domain.errors import DiskError, DreamdError, FencedError, NonFiniteError, StopRequested
 from daemon.domain.records import Adjustments, Batch, Checkpoint, Cycle, ImportedSource, StepReport
@@ -110,6 +111,7 @@ def _dream(stages: Stages, cycle: Cycle, head: Checkpoint, adjustments: Adjustme
         observer.log(name, cycle=cycle.number, **payload)
     scenarios = draw.scenarios
     with stages.stage(cycle, "sweep") as progress:
+        failpoints.hit("cycle.sweep")
         completions = stages.sweeper.sweep(scenarios, head.version, cycle.seed, progress)
         cycle = _committed(stages, ledger.record_sweep(cycle, completions))
     with stages.stage(cycle, "judge") as progress:
@@ -124,6 +126,7 @@ def _dream(stages: Stages, cycle: Cycle, head: Checkpoint, adjustments: Adjustme
     with stages.stage(cycle, "step"):
         cycle, batch = ledger.claim(cycle, examples)  # committed before the optimizer moves: never repeated
         _committed(stages, cycle)
+        failpoints.hit("cycle.step")
         report = stages.policy.step(replace(batch, reference=reference, adjustments=adjustments))
         cycle = _committed(stages, ledger.record_step(cycle, report))
     cycle, candidate = _publish(stages, cycle, head, batch, report)

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from daemon.cycle.stages import Stages
+from daemon.domain import failpoints
 from daemon.domain.errors import CheckpointError, RestoreError
 from daemon.domain.lineage import baked
 from daemon.domain.probing import ProbeRequest, ProbeResult
@@ -89,6 +90,7 @@ def restore(stages: Stages, target: Checkpoint, cycle: Cycle | None) -> Mapping[
         RestoreError: a digest differs by as much as one bit, or a stored measurement by more than rounding.
         StaleEngineError: the engine does not hold the restored weights.
     """
+    failpoints.hit("cycle.restore")
     with stages.stage(cycle, "restore"):
         stages.policy.restore(target)
     expected = PolicyDigests(target.weights_digest, target.optimizer_digest)

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL, make_url
 
+from daemon.domain import failpoints
 from daemon.domain.errors import ConfigError, DatabaseError, PermissionDeniedError, UsageError
 
 OLDEST_SAFE_SQLITE = (3, 51, 3)
@@ -80,6 +81,8 @@ def writing(engine: Engine) -> Iterator[Connection]:
     options = {"sqlite_begin": "IMMEDIATE"}
     with database_errors(engine), engine.connect().execution_options(**options) as connection, connection.begin():
         yield connection
+        failpoints.hit("ledger.commit")
+    failpoints.hit("ledger.committed")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`dreamd db upgrade|current`."""
+"""`dreamd db upgrade|current|adopt-journal`, also under the name `dreamd database`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import typer
 
 from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load
 from daemon.cli.output import print_json, print_pairs
+from daemon.domain.errors import UsageError
+
+CLAIMS_LOG = "claims.log"
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="The run database's schema.", no_args_is_help=True)
+    group = typer.Typer(help="The run database: its schema, copies of it.", no_args_is_help=True)
     group.command("upgrade")(upgrade)
     group.command("current")(current)
-    app.add_typer(group, name="db")
+    group.command("adopt-journal")(adopt_journal)
+    app.add_typer(group, name="database")
+    app.add_typer(group, name="db", help="Short for `dreamd database`.")
 
 
 def upgrade(config: ConfigFile = None, set_: Overrides = None, state_dir: StateDir = None, run: RunName = None) -> None:
@@ -36,3 +41,35 @@ def current(
     url = load(config, set_, state_dir, run).config.run.url
     found = {"database": redacted(url), "current": migrate.current(url), "needed": migrate.SCHEMA_REVISION}
     print_json(found) if as_json else print_pairs(found)
+
+
+def adopt_journal(
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    state_dir: StateDir = None,
+    run: RunName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a restored, older backup.
+
+    Everything that the claims journal beside the checkpoints knows and the database does not is recorded as spent, so
+    that nothing is trained twice, and cycle numbers go on above the journal's last. The daemon must not be running.
+
+    Example: dreamd database adopt-journal
+    """
+    from daemon.storage import journal, migrate
+    from daemon.storage.database import open_database
+    from daemon.storage.lock import RunLock
+
+    settings = load(config, set_, state_dir, run).config.run
+    file = settings.state_dir / "checkpoints" / CLAIMS_LOG
+    if not file.is_file():
+        raise UsageError(f"{file}: no such file; there is no claims journal to adopt")
+    engine = open_database(settings.url)
+    try:
+        migrate.check_schema(engine)
+        with RunLock(engine, settings.name):
+            adopted = journal.adopt_journal(engine, settings.name, file)
+    finally:
+        engine.dispose()
+    print_json(adopted) if as_json else print_pairs(adopted)

@@ -1,4 +1,4 @@
-"""Commands that read a run: `status`, `cycles`, `show`, `checkpoints`. They work while the daemon writes."""
+"""Commands that read a run: `status`, `cycles`, `show`. They work while the daemon writes."""
 
 from __future__ import annotations
 
@@ -33,21 +33,12 @@ _CYCLE_COLUMNS = {
     "push_back_rate": "push back",
     "reason": "reason",
 }
-_CHECKPOINT_COLUMNS = {
-    "version": "version",
-    "cycle": "cycle",
-    "state": "state",
-    "parent_version": "parent",
-    "size_bytes": "bytes",
-    "is_head": "head",
-}
 
 
 def register(app: typer.Typer) -> None:
     app.command("status")(status)
     app.command("cycles")(cycles)
     app.command("show")(show)
-    app.command("checkpoints")(checkpoints)
 
 
 @contextmanager
@@ -135,23 +126,6 @@ def show(
         return
     for line in cycle_lines(found):
         echo(line)
-
-
-def checkpoints(
-    config: ConfigFile = None,
-    set_: Overrides = None,
-    state_dir: StateDir = None,
-    run: RunName = None,
-    as_json: AsJson = False,
-) -> None:
-    """Published checkpoints, base first; the head is marked."""
-    with open_run(load(config, set_, state_dir, run)) as (queries, engine, name):
-        found = queries.checkpoints(engine, name)
-    if as_json:
-        print_json(found)
-    else:
-        rows = ([row.get(key) for key in _CHECKPOINT_COLUMNS] for row in found)
-        print_table(list(_CHECKPOINT_COLUMNS.values()), rows)
 
 
 def _status_pairs(found: Record) -> Record:

@@ -9,6 +9,7 @@ import typer
 from daemon import __version__
 from daemon.cli import (
     breaker,
+    checkpoints,
     config,
     database,
     doctor,
@@ -36,7 +37,8 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_root)
-    for group in (init, run, history, probes, breaker, governor, watchdog, policy, scenarios, config, database, doctor):
+    groups = (init, run, history, checkpoints, probes, breaker, governor, watchdog, policy, scenarios, config, database)
+    for group in (*groups, doctor):
         group.register(app)
     return app
 

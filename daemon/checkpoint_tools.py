@@ -13,8 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from daemon.checkpoints.files import publish_directory
-from daemon.checkpoints.image import LayerDiff, compare
-from daemon.checkpoints.layers import by_layer
+from daemon.checkpoints.layers import Difference, differences
 from daemon.checkpoints.manifest import FILE_NAME, IMAGE_PREFIX, LOSSY_MARKER, read_manifest
 from daemon.checkpoints.store import TEMPORARY_PREFIX, WEIGHTS_FILE, DirectoryStore
 from daemon.checkpoints.usage import bytes_in
@@ -88,8 +87,8 @@ def verify(loaded: Loaded, versions: Sequence[str], *, chain: bool) -> Iterator[
             yield result
 
 
-def diff(loaded: Loaded, before: str, after: str, *, layers: bool) -> list[LayerDiff]:
-    """What changed between the images of two versions, the largest relative change first.
+def diff(loaded: Loaded, before: str, after: str, *, layers: bool) -> list[Difference]:
+    """What changed between the images of two versions, the largest relative difference first.
 
     Args:
         layers: one entry per layer instead of one per parameter.
@@ -99,12 +98,8 @@ def diff(loaded: Loaded, before: str, after: str, *, layers: bool) -> list[Layer
     """
     store = _store(loaded.config)
     with _reading(loaded) as ledger:
-        image_before, image_after = (store.image(ledger.checkpoint(version)) for version in (before, after))
-    found = compare(image_before, image_after)
-    if layers:
-        norms = {name: float(tensor.double().norm()) for name, tensor in image_before.items()}
-        found = by_layer(found, norms)
-    return sorted(found, key=lambda part: (-part.relative_norm, part.name))
+        images = [store.image(ledger.checkpoint(version)) for version in (before, after)]
+    return differences(*images, layers=layers)
 
 
 def export(loaded: Loaded, version: str, directory: Path) -> dict[str, Any]:

@@ -1,28 +1,50 @@
-"""Differences between two images, added up by layer."""
+"""What changed between two images, by parameter or by layer."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from daemon.checkpoints.image import LayerDiff
+from torch import Tensor
+
+from daemon.checkpoints.image import LayerDiff, compare
 
 _NUMBERED = re.compile(r"(?:^|\.)(?P<kind>[a-z_]+)\.(?P<number>\d+)\.")
 """`model.layers.3.mlp.up_proj.weight`, `transformer.h.3.attn.weight`."""
 _LEAVES = (".weight", ".bias")
 
 
-def by_layer(parameters: Iterable[LayerDiff], norms: Mapping[str, float]) -> list[LayerDiff]:
-    """One entry per layer, from one per parameter, in the order in which layers come first.
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much the weights of a parameter, or of a layer, differ."""
+
+    name: str
+    num_weights: int
+    num_changed: int
+    fraction_changed: float
+    """0 to 1."""
+    mean_abs_difference: float
+    """Over all its weights, changed or not."""
+    relative_norm: float | None
+    """Euclidean norm of the difference over that of the weights before; None when these are all zero."""
+
+
+def differences(before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, layers: bool) -> list[Difference]:
+    """How much two images differ, the largest relative difference first.
 
     Args:
-        norms: Euclidean norm of each parameter before the change: relative norms add up by it.
+        layers: one entry per layer instead of one per parameter.
+
+    Raises:
+        CheckpointError: they are not of the same model.
     """
     groups: dict[str, list[LayerDiff]] = {}
-    for parameter in parameters:
-        groups.setdefault(layer_of(parameter.name), []).append(parameter)
-    return [_together(name, members, norms) for name, members in groups.items()]
+    for diff in compare(before, after):
+        groups.setdefault(layer_of(diff.name) if layers else diff.name, []).append(diff)
+    found = [_together(name, members, before, after) for name, members in groups.items()]
+    return sorted(found, key=lambda part: (-_order(part.relative_norm), part.name))
 
 
 def layer_of(parameter: str) -> str:
@@ -35,23 +57,27 @@ def layer_of(parameter: str) -> str:
     return parameter
 
 
-def _together(name: str, members: list[LayerDiff], norms: Mapping[str, float]) -> LayerDiff:
-    num_elements = sum(member.num_elements for member in members)
-    total = sum(member.mean_abs_difference * member.num_elements for member in members)
-    return LayerDiff(
+def _together(
+    name: str, members: list[LayerDiff], before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> Difference:
+    num_weights, num_changed = (sum(getattr(m, field) for m in members) for field in ("num_weights", "num_changed"))
+    total = sum(member.mean_abs_difference * member.num_weights for member in members)
+    moved = math.hypot(*(_norm(after[m.name].double() - before[m.name].double()) for m in members if m.num_changed))
+    length = math.hypot(*(_norm(before[member.name]) for member in members))
+    return Difference(
         name=name,
-        num_elements=num_elements,
-        num_changed=sum(member.num_changed for member in members),
-        mean_abs_difference=total / num_elements if num_elements else 0.0,
-        relative_norm=_relative(members, norms),
+        num_weights=num_weights,
+        num_changed=num_changed,
+        fraction_changed=num_changed / max(1, num_weights),
+        mean_abs_difference=total / max(1, num_weights),
+        relative_norm=moved / length if length else None if moved else 0.0,
     )
 
 
-def _relative(members: list[LayerDiff], norms: Mapping[str, float]) -> float:
-    """Norm of the members' differences together over that of their values; what is not finite stays so."""
-    changed = [member for member in members if member.num_changed]
-    if not all(math.isfinite(member.relative_norm) for member in changed):
-        return max((member.relative_norm for member in changed), key=lambda value: (math.isnan(value), value))
-    difference = math.hypot(*(member.relative_norm * norms[member.name] for member in changed))
-    before = math.hypot(*(norms[member.name] for member in members))
-    return difference / before if before else 0.0
+def _norm(tensor: Tensor) -> float:
+    return float(tensor.double().norm())
+
+
+def _order(relative_norm: float | None) -> float:
+    """What is not a number, or grew out of nothing, comes first."""
+    return math.inf if relative_norm is None or math.isnan(relative_norm) else relative_norm

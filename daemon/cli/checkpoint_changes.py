@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +22,7 @@ from daemon.domain.errors import UsageError
 from daemon.domain.states import CheckpointState
 
 if TYPE_CHECKING:
-    from daemon.ports import Ledger, Mirror
+    from daemon.ports import Mirror
 
 Version = Annotated[
     str, typer.Argument(metavar="VERSION", help='As `dreamd checkpoints` lists it, a cycle\'s number, or "head".')
@@ -128,8 +129,8 @@ def pin(
             f"{row['version']} is lossy: only its image is left, so there is no exact state to keep; "
             "to keep the image, export it: dreamd checkpoints export"
         )
-    with _ledger_beside(loaded) as ledger:
-        ledger.pin(row["version"], reason.strip())
+    with _writable(loaded) as (upkeep, engine, name):
+        upkeep.pin_checkpoint(engine, name, row["version"], reason.strip())
     echo(f"{row['version']} is pinned: it stays as it is until `dreamd checkpoints unpin {row['version']}`")
 
 
@@ -150,8 +151,8 @@ def unpin(
     row = find(read_rows(loaded), version)
     if not row["pinned"]:
         raise UsageError(f"{row['version']} is not pinned; `dreamd checkpoints` lists which are")
-    with _ledger_beside(loaded) as ledger:
-        ledger.unpin(row["version"])
+    with _writable(loaded) as (upkeep, engine, name):
+        upkeep.unpin_checkpoint(engine, name, row["version"])
     echo(f"{row['version']} is not pinned any more: the next retention decides about it")
 
 
@@ -205,18 +206,15 @@ def _confirm(question: str, yes: bool) -> None:
 
 
 @contextmanager
-def _ledger_beside(loaded: Loaded) -> Iterator[Ledger]:
-    """A ledger of the run's present epoch: it writes beside the daemon, and is refused if another one takes over."""
-    from daemon.storage import migrate
+def _writable(loaded: Loaded) -> Iterator[tuple[ModuleType, Any, str]]:
+    """`storage.upkeep`, an engine whose schema is this program's, and the run's name."""
+    from daemon.storage import migrate, upkeep
     from daemon.storage.database import open_database
-    from daemon.storage.ledger import SqlLedger
-    from daemon.storage.runs import load_run
 
     engine = open_database(loaded.config.run.url)
     try:
         migrate.check_schema(engine)
-        run = load_run(engine, loaded.config.run.name)
-        yield SqlLedger(engine, run.id, run.name, run.epoch)
+        yield upkeep, engine, loaded.config.run.name
     finally:
         engine.dispose()
 

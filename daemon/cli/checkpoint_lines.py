@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from daemon.domain.states import CheckpointState
 
 if TYPE_CHECKING:
-    from daemon.checkpoints.image import LayerDiff
+    from daemon.checkpoints.layers import Difference
 
 Record = Mapping[str, Any]
 
@@ -88,9 +88,9 @@ def file_rows(files: Sequence[Record]) -> list[list[Any]]:
     return [[file["file"], file["bytes"], file["there"], file["blake3"]] for file in files]
 
 
-def diff_row(part: LayerDiff) -> list[Any]:
-    share = part.num_changed / part.num_elements if part.num_elements else 0.0
-    return [part.name, f"{share:.4%}", part.mean_abs_difference, part.relative_norm, part.num_elements]
+def diff_row(part: Difference) -> list[Any]:
+    share = f"{part.fraction_changed:.4%}"
+    return [part.name, share, part.mean_abs_difference, part.relative_norm, part.num_weights]
 
 
 def weights(row: Record) -> str:

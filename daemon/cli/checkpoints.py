@@ -169,11 +169,8 @@ def diff(
         print_json([asdict(part) for part in found[:top]])
         return
     columns = (str(by), "changed", "mean |difference|", "relative", "weights")
-    print_table(
-        columns,
-        map(diff_row, found[:top]),
-    )
-    total, changed = sum(p.num_elements for p in found), sum(p.num_changed for p in found)
+    print_table(columns, map(diff_row, found[:top]))
+    total, changed = sum(part.num_weights for part in found), sum(part.num_changed for part in found)
     left_out = f"; {len(found) - top} more not shown" if len(found) > top else ""
     echo(f"{pair[0]['version']} -> {pair[1]['version']}: {changed} of {total} weights differ{left_out}")
 

@@ -46,6 +46,8 @@ _DIGEST_BYTES = 32
 _LARGEST_TABLE = 2**26
 """Bytes; a million parameters fit."""
 _LARGEST_GAP_BYTES = 5
+_LARGEST_WINDOW = 2**23
+"""Bytes that the unpacker sets aside; level 1 needs half a MiB."""
 _PIECE = 2**20
 """Bytes asked of the unpacker at once: it sets them aside before it knows whether there are so many."""
 
@@ -181,7 +183,7 @@ def _frame(content: memoryview) -> memoryview:
 
 
 def _unpack(frame: memoryview, image: Mapping[str, Tensor] | None) -> dict[str, Changes]:
-    with zstandard.ZstdDecompressor().stream_reader(frame) as reader:
+    with zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).stream_reader(frame) as reader:
         length = int.from_bytes(_read(reader, 4), "little")
         if length > _LARGEST_TABLE:
             raise _Malformed(f"its table claims {length} bytes")

@@ -6,10 +6,10 @@ A keyframe is a safetensors file of an image. Shapes: `N` elements of one parame
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from blake3 import blake3
@@ -29,15 +29,18 @@ class LayerDiff:
     """How much one parameter differs between two images."""
 
     name: str
-    num_weights: int
+    num_elements: int
     num_changed: int
+    """Elements whose words differ; from 0.0 to -0.0 is a change, too."""
     mean_abs_difference: float
-    """Over all its weights, changed or not; NaN when a NaN or an infinity is among them."""
+    """Over all its elements, changed or not; not finite when one of the changed is not."""
+    relative_norm: float
+    """Euclidean norm of the difference over that of `before`; infinite for a change of nothing but zeros."""
 
     @property
     def fraction_changed(self) -> float:
         """0 to 1; 0 for a parameter without elements."""
-        return self.num_changed / self.num_weights if self.num_weights else 0.0
+        return self.num_changed / self.num_elements if self.num_elements else 0.0
 
 
 def image_of(weights: Mapping[str, Tensor]) -> Image:
@@ -123,13 +126,18 @@ def compare(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[L
         CheckpointError: they are not of the same model.
     """
     _refuse_other_model(before, after)
-    diffs = []
-    for name, tensor in before.items():
-        changed = words_of(tensor) != words_of(after[name])
-        difference: Any = (after[name].view(-1)[changed].double() - tensor.view(-1)[changed].double()).abs().sum()
-        num_weights, num_changed = tensor.numel(), int(changed.sum())
-        diffs.append(LayerDiff(name, num_weights, num_changed, difference.item() / max(1, num_weights)))
-    return diffs
+    return [_layer_diff(name, tensor, after[name]) for name, tensor in before.items()]
+
+
+def _layer_diff(name: str, before: Tensor, after: Tensor) -> LayerDiff:
+    changed = words_of(before) != words_of(after)
+    num_changed = int(changed.sum())
+    if not num_changed:
+        return LayerDiff(name, before.numel(), 0, 0.0, 0.0)
+    difference = after.view(-1)[changed].double() - before.view(-1)[changed].double()
+    moved, norm = float(difference.norm()), float(before.double().norm())
+    relative = moved / norm if norm else math.inf if moved else 0.0
+    return LayerDiff(name, before.numel(), num_changed, float(difference.abs().sum()) / before.numel(), relative)
 
 
 def _rounded(tensor: Tensor) -> Tensor:

@@ -9,19 +9,16 @@ from typing import Any
 import pytest
 import small_models
 import torch
-from harness import flip_bit
 from tiny_model import build_tiny_model
+from tiny_policies import Folders, build, publish
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from daemon.checkpoints.store import DirectoryStore
-from daemon.config.sections import TrainingConfig
 from daemon.domain.errors import CheckpointError
 from daemon.domain.probing import Reading, Span
 from daemon.domain.records import Checkpoint
 from daemon.ports import Inspector
 from daemon.training.inspector import TorchInspector
-from daemon.training.policy import TorchPolicy
 
 ITEMS = (((5, 17, 9, 30), (4, 8, 1)), ((7,), (11, 12)), ((), (3, 40, 41, 6)))
 SPANS = (Span((5, 6, 7, 8, 9, 10, 11, 12), (2, 5), 6), Span((20, 21, 22, 23), (0, 1), 2))
@@ -33,23 +30,13 @@ class Rig:
 
     def __init__(self, directory: Path, model_dir: Path, **training: object) -> None:
         self.model_dir = model_dir
-        self.opened: list[str] = []
-        self.store = DirectoryStore(directory / "checkpoints")
-        self.policy = TorchPolicy(model_dir, TrainingConfig.model_validate(training), "cpu", self._open)
-        self.policy.adopt("base")
+        self.store = Folders(directory / "checkpoints")
+        self.policy = build(model_dir, self.store, **training)
         self.inspector: Inspector = TorchInspector(self.policy)
         self.base = self.publish("base")
 
-    def _open(self, checkpoint: Checkpoint) -> Path:
-        self.opened.append(checkpoint.version)
-        return self.store.open(checkpoint)
-
     def publish(self, version: str) -> Checkpoint:
-        saved = self.store.publish(
-            version, self.policy.save, cycle_number=None, parent=None, batch_hash=None, step=None
-        )
-        self.policy.adopt(version)
-        return saved
+        return publish(self.store, self.policy, version)
 
     def disturb(self, scale: float = 0.02, seed: int = 0) -> None:
         """Move the live weights, as steps would."""
@@ -145,25 +132,25 @@ def test_looking_changes_nothing_and_repeats_exactly(rig: Rig) -> None:
 def test_an_anchor_is_borrowed_once_until_another_is_asked_for(rig: Rig) -> None:
     """Known items need no weights from disk, new ones do; after another anchor the first one's are forgotten."""
     other = rig.publish("other")
-    rig.opened.clear()
+    rig.store.opened.clear()
     rig.inspector.kl(rig.base, ITEMS[:2])
     rig.disturb()
     rig.inspector.kl(rig.base, ITEMS[:2])
-    assert rig.opened == ["base"]
+    assert rig.store.opened == ["base"]
     rig.inspector.kl(rig.base, ITEMS)
     rig.inspector.steering(rig.base, PAIRS)
     rig.inspector.steering(rig.base, PAIRS)
-    assert rig.opened == ["base"] * 3
+    assert rig.store.opened == ["base"] * 3
     rig.inspector.kl(other, ITEMS)
     rig.inspector.kl(rig.base, ITEMS)
-    assert rig.opened == ["base"] * 3 + ["other", "base"]
+    assert rig.store.opened == ["base"] * 3 + ["other", "base"]
 
 
 def test_a_damaged_anchor_is_refused(rig: Rig) -> None:
     """One flipped bit of the anchor's weights: an error that names the file, and the live policy is as it was."""
     rig.disturb()
     before = rig.seen()
-    flip_bit(rig.store.path("base") / "model.safetensors")
+    rig.store.flip_bit("base", "model.safetensors")
     for look in (lambda: rig.inspector.kl(rig.base, ITEMS), lambda: rig.inspector.steering(rig.base, PAIRS)):
         with pytest.raises(CheckpointError, match=r"model\.safetensors"):
             look()

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from harness import flip_bit
 from tiny_model import build_tiny_model
+from tiny_policies import Folders, batch, build, publish, words
 from transformers import LlamaForCausalLM
 
-from daemon.checkpoints.store import DirectoryStore
-from daemon.config.sections import TrainingConfig
 from daemon.domain.errors import CheckpointError, ConfigError, DreamdError, ModelError, NonFiniteError, OffPolicyError
-from daemon.domain.records import Adjustments, Batch, Checkpoint, Example, Message, StepReport
-from daemon.domain.states import ChosenSource, ExampleKind, Objective, RollbackTarget, Side
+from daemon.domain.records import Adjustments, StepReport
+from daemon.domain.states import Objective, RollbackTarget
 from daemon.training.encoder import ChatEncoder
 from daemon.training.model_folder import check_model_folder
 from daemon.training.policy import TorchPolicy
@@ -26,45 +25,11 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def example(model_dir: Path, text: str, version: str = "base", *, pair: bool = True) -> Example:
-    encoder = ChatEncoder(model_dir)
-    return Example(
-        content_hash=f"hash of {text}",
-        scenario_hash=f"scenario {text}",
-        side=Side.ACCEPT,
-        kind=ExampleKind.PAIR if pair else ExampleKind.CHOSEN_ONLY,
-        chosen_source=ChosenSource.TARGET,
-        policy_version=version,
-        prompt_token_ids=encoder.encode_prompt([Message("user", text)]),
-        chosen_token_ids=encoder.encode_response("Good."),
-        chosen_text="Good.",
-        rejected_token_ids=encoder.encode_response("No no no.") if pair else (),
-        rejected_text="No no no." if pair else None,
-    )
-
-
-def batch(model_dir: Path, number: int, version: str) -> Batch:
-    examples = (example(model_dir, f"a{number}", version), example(model_dir, f"b{number}", version, pair=False))
-    return Batch(number, version, f"batch {number}", examples)
-
-
-def build(model_dir: Path, store: DirectoryStore, **training: object) -> TorchPolicy:
-    policy = TorchPolicy(model_dir, TrainingConfig.model_validate(training), "cpu", store.open)
-    policy.adopt("base")
-    return policy
-
-
-def publish(store: DirectoryStore, policy: TorchPolicy, version: str, parent: Checkpoint | None) -> Checkpoint:
-    checkpoint = store.publish(version, policy.save, cycle_number=1, parent=parent, batch_hash=None, step=None)
-    policy.adopt(version)
-    return checkpoint
-
-
 def test_step_moves_by_adamw_and_reports_what_it_saw(model_dir: Path, tmp_path: Path) -> None:
     """One step equals torch's AdamW on the mean ORPO loss written out independently, to float32 rounding."""
     from transformers import AutoModelForCausalLM
 
-    policy = build(model_dir, DirectoryStore(tmp_path), lr=1e-4, optimizer="adamw", gradient_scope="full")
+    policy = build(model_dir, Folders(tmp_path), lr=1e-4, optimizer="adamw", gradient_scope="full")
     todo = batch(model_dir, 1, "base")
     report = policy.step(todo)
 
@@ -98,7 +63,7 @@ def test_step_moves_by_adamw_and_reports_what_it_saw(model_dir: Path, tmp_path: 
 
 def test_score_is_exact_when_repeated(model_dir: Path, tmp_path: Path) -> None:
     """The same weights and sequence give the same bits; scoring needs no prompt."""
-    policy = build(model_dir, DirectoryStore(tmp_path))
+    policy = build(model_dir, Folders(tmp_path))
     ids = ChatEncoder(model_dir).encode_text("held-out text")
     assert policy.score((), ids) == policy.score((), ids)
     assert len(policy.score((), ids)) == len(ids) - 1
@@ -107,7 +72,7 @@ def test_score_is_exact_when_repeated(model_dir: Path, tmp_path: Path) -> None:
 
 def test_items_that_are_scored_together_score_like_each_alone(model_dir: Path, tmp_path: Path) -> None:
     """Prompts and responses of different lengths, one without a prompt; again: the same bits."""
-    policy = build(model_dir, DirectoryStore(tmp_path))
+    policy = build(model_dir, Folders(tmp_path))
     items = [((5, 6, 7), (8, 9)), ((5,), (6, 7, 8, 9, 10, 11)), ((), (9, 8, 7, 6)), ((1, 2, 3, 4, 5, 6), (7,))]
     together = policy.score_together(items)
     assert [len(logprobs) for logprobs in together] == [2, 6, 3, 1]
@@ -118,7 +83,7 @@ def test_items_that_are_scored_together_score_like_each_alone(model_dir: Path, t
 
 def test_stale_batch_is_refused(model_dir: Path, tmp_path: Path) -> None:
     """A batch, or one example of it, written by another version never reaches the optimizer (I6)."""
-    policy = build(model_dir, DirectoryStore(tmp_path))
+    policy = build(model_dir, Folders(tmp_path))
     before = policy.digests()
     good = batch(model_dir, 1, "base")
     stale = replace(good, examples=(good.examples[0], replace(good.examples[1], policy_version="other")))
@@ -130,7 +95,7 @@ def test_stale_batch_is_refused(model_dir: Path, tmp_path: Path) -> None:
 
 def test_non_finite_stops_before_anything_moves(model_dir: Path, tmp_path: Path) -> None:
     """A NaN in the weights makes the loss NaN; weights and optimizer stay as they were, bit for bit."""
-    policy = build(model_dir, DirectoryStore(tmp_path))
+    policy = build(model_dir, Folders(tmp_path))
     policy.step(batch(model_dir, 1, "base"))
     next(iter(policy.weights().values())).view(-1)[0] = float("nan")
     before = policy.digests()
@@ -149,8 +114,8 @@ def test_one_bad_gradient_stops_before_anything_moves(
 ) -> None:
     """One NaN or infinite element in one tensor's gradient, the loss finite: weights and optimizer stay, bit for bit;
     the next step is the one that would have been made without it."""
-    policy = build(model_dir, DirectoryStore(tmp_path), precision=precision, rank=8)
-    straight = build(model_dir, DirectoryStore(tmp_path), precision=precision, rank=8)
+    policy = build(model_dir, Folders(tmp_path), precision=precision, rank=8)
+    straight = build(model_dir, Folders(tmp_path), precision=precision, rank=8)
     for live in (policy, straight):
         live.step(batch(model_dir, 1, "base"))
     before = policy.digests()
@@ -185,12 +150,12 @@ def test_an_adjusted_step_is_that_of_the_adjusted_settings(
     model_dir: Path, tmp_path: Path, training: dict[str, object], adjustments: Adjustments, same: dict[str, object]
 ) -> None:
     """Weights, optimizer and report equal, bit for bit, those of a run configured so; defaults change nothing."""
-    store = DirectoryStore(tmp_path)
+    store = Folders(tmp_path)
     adjusting, configured = build(model_dir, store, **training), build(model_dir, store, **same)
     assert adjusting.reference(1, adjustments) is configured.reference(1, Adjustments())
     plain = batch(model_dir, 1, "base")
     if configured.reference(1, Adjustments()) is not None:
-        plain = replace(plain, reference=publish(store, configured, "base", None))
+        plain = replace(plain, reference=publish(store, configured, "base"))
     found = adjusting.step(replace(plain, adjustments=adjustments))
     expected = configured.step(plain)
     assert adjusting.digests() == configured.digests()
@@ -211,7 +176,7 @@ def test_resume_is_bit_exact(model_dir: Path, tmp_path: Path, optimizer: str, pr
         policy.adopt(f"v{number}")
         return report
 
-    store = DirectoryStore(tmp_path / "checkpoints")
+    store = Folders(tmp_path / "checkpoints")
     straight = build(model_dir, store, **training)
     for number in (1, 2, 3, 4):
         report_of(straight, number)
@@ -219,7 +184,7 @@ def test_resume_is_bit_exact(model_dir: Path, tmp_path: Path, optimizer: str, pr
     first = build(model_dir, store, **training)
     report_of(first, 1)
     report_of(first, 2)
-    saved = publish(store, first, "v2", None)
+    saved = publish(store, first, "v2")
     second = build(model_dir, store, **training)
     second.step(batch(model_dir, 9, "base"))  # something else was live: restore replaces all of it
     second.restore(saved)
@@ -232,14 +197,27 @@ def test_resume_is_bit_exact(model_dir: Path, tmp_path: Path, optimizer: str, pr
 
 def test_restore_refuses_another_checkpoint_and_changes_nothing(model_dir: Path, tmp_path: Path) -> None:
     """Flipping one bit of the recorded weights is noticed before the live policy changes."""
-    store = DirectoryStore(tmp_path / "checkpoints")
+    store = Folders(tmp_path / "checkpoints")
     policy = build(model_dir, store)
-    saved = publish(store, policy, "v1", None)
+    saved = publish(store, policy, "v1")
     before = policy.digests()
-    file = store.path("v1") / "model.safetensors"
-    flip_bit(file)
+    store.flip_bit("v1", "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         policy.restore(saved)
+    assert policy.digests() == before
+
+
+@pytest.mark.parametrize("digest", ["weights_digest", "optimizer_digest"])
+def test_restore_refuses_tensors_that_were_not_recorded(model_dir: Path, tmp_path: Path, digest: str) -> None:
+    """Files that are sound, and yet hold other tensors than the row says, are noticed before anything changes."""
+    store = Folders(tmp_path / "checkpoints")
+    policy = build(model_dir, store)
+    policy.step(batch(model_dir, 1, "base"))
+    saved = publish(store, policy, "v1")
+    policy.step(batch(model_dir, 2, "v1"))
+    before = policy.digests()
+    with pytest.raises(CheckpointError, match="v1: its tensors are not those recorded"):
+        policy.restore(replace(saved, **{digest: "0" * 64}))
     assert policy.digests() == before
 
 
@@ -255,10 +233,10 @@ def test_a_checkpoint_of_other_settings_is_refused_with_the_fix(
     model_dir: Path, tmp_path: Path, other: dict[str, object], message: str
 ) -> None:
     """Another optimizer, precision or rank cannot continue a checkpoint: nothing changes, the error names the fix."""
-    store = DirectoryStore(tmp_path / "checkpoints")
+    store = Folders(tmp_path / "checkpoints")
     first = build(model_dir, store, rank=8)
     first.step(batch(model_dir, 1, "base"))
-    saved = publish(store, first, "v1", None)
+    saved = publish(store, first, "v1")
     policy = build(model_dir, store, **{"rank": 8, **other})
     before = policy.digests()
     with pytest.raises(ConfigError, match=message):
@@ -268,9 +246,9 @@ def test_a_checkpoint_of_other_settings_is_refused_with_the_fix(
 
 def test_the_reference_is_the_named_checkpoint(model_dir: Path, tmp_path: Path) -> None:
     """DPO compares with the checkpoint it is given, loaded from disk: its first logit is 0, later ones are not."""
-    store = DirectoryStore(tmp_path / "checkpoints")
+    store = Folders(tmp_path / "checkpoints")
     policy = build(model_dir, store, objective="dpo", lr=1e-3, allow_unsafe_lr=True)
-    base = publish(store, policy, "base", None)
+    base = publish(store, policy, "base")
     assert policy.reference(1, Adjustments()) is RollbackTarget.A0
 
     def logit(number: int) -> float:
@@ -295,25 +273,25 @@ def test_the_reference_is_the_named_checkpoint(model_dir: Path, tmp_path: Path) 
 
 def test_a_reference_is_required_where_the_objective_compares(model_dir: Path, tmp_path: Path) -> None:
     """Without the anchor a DPO step is refused before anything moves; ORPO names none."""
-    policy = build(model_dir, DirectoryStore(tmp_path), objective="dpo")
+    policy = build(model_dir, Folders(tmp_path), objective="dpo")
     before = policy.digests()
     with pytest.raises(DreamdError, match="needs a reference"):
         policy.step(batch(model_dir, 1, "base"))
     assert policy.digests() == before
-    assert build(model_dir, DirectoryStore(tmp_path)).reference(1, Adjustments()) is None
+    assert build(model_dir, Folders(tmp_path)).reference(1, Adjustments()) is None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16-stochastic"])
 def test_the_report_measures_the_step(model_dir: Path, tmp_path: Path, precision: str) -> None:
     """Update RMS (as intended), cosine and fraction of changed bfloat16 words are those of the weights' change."""
-    policy = build(model_dir, DirectoryStore(tmp_path), lr=1e-5, optimizer="adamw", precision=precision)
+    policy = build(model_dir, Folders(tmp_path), lr=1e-5, optimizer="adamw", precision=precision)
     before = {name: weight.clone() for name, weight in policy.weights().items()}
     report = policy.step(batch(model_dir, 1, "base"))
     pairs = [(before[name], weight) for name, weight in policy.weights().items()]
     moved = torch.cat([(after.double() - old.double()).flatten() for old, after in pairs])
-    changed = torch.cat([(old.bfloat16() != after.bfloat16()).flatten() for old, after in pairs])
+    changed = np.concatenate([words(old) != words(after) for old, after in pairs])
     applied_rms = moved.square().mean().sqrt().item()
-    assert report.bf16_changed == pytest.approx(changed.double().mean().item(), abs=1e-12)
+    assert report.bf16_changed == pytest.approx(changed.mean(), abs=1e-12)
     assert report.update_cosine is not None and report.precision == precision
     if precision == "fp32":
         assert report.update_rms == pytest.approx(applied_rms, rel=1e-4)
@@ -321,7 +299,7 @@ def test_the_report_measures_the_step(model_dir: Path, tmp_path: Path, precision
     else:
         # One rounded step points the right way, but only on average: most of what moved is rounding, to and fro.
         assert 0.02 < report.update_cosine < 0.9
-        in_float32 = build(model_dir, DirectoryStore(tmp_path), lr=1e-5, optimizer="adamw")
+        in_float32 = build(model_dir, Folders(tmp_path), lr=1e-5, optimizer="adamw")
         assert report.update_rms == pytest.approx(in_float32.step(batch(model_dir, 1, "base")).update_rms, rel=0.05)
         assert applied_rms > 2 * report.update_rms
     assert report.peak_memory_bytes is not None
@@ -330,13 +308,13 @@ def test_the_report_measures_the_step(model_dir: Path, tmp_path: Path, precision
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_saved_weights_are_an_ordinary_model(tmp_path: Path, tied: bool) -> None:
-    """transformers loads what `save` writes beside the model's config, tied head or not."""
+    """transformers loads what a snapshot writes beside the model's config, tied head or not."""
     from transformers import AutoModelForCausalLM
 
     model_dir = build_tiny_model(tmp_path / "model", tied=tied)
-    policy = build(model_dir, DirectoryStore(tmp_path / "checkpoints"))
+    policy = build(model_dir, Folders(tmp_path / "checkpoints"))
     policy.step(batch(model_dir, 1, "base"))
-    policy.save(model_dir)
+    policy.snapshot().write(model_dir)
     loaded = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, policy.weights()[name]), name
@@ -353,7 +331,7 @@ def test_a_model_with_state_beside_its_parameters_is_refused(tmp_path: Path, mon
     model_dir = build_tiny_model(tmp_path / "model")
     monkeypatch.setattr(LlamaForCausalLM, "__init__", with_buffer)
     with pytest.raises(ModelError, match="keeps score_correction beside its parameters"):
-        build(model_dir, DirectoryStore(tmp_path / "checkpoints"))
+        build(model_dir, Folders(tmp_path / "checkpoints"))
 
 
 def test_end_of_turn_closes_responses(model_dir: Path) -> None:

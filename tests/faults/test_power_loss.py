@@ -1,0 +1,128 @@
+"""The power fails at each write in turn, the disk keeps only what was fsynced, and dreamd starts on what is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import check_invariants, dream, load, make_run, query
+from power_loss import Disk, Moment, watching
+from pysqlite3 import dbapi2
+
+from daemon.checkpoints.store import DirectoryStore
+from daemon.domain.states import CycleState
+
+SAFE = {CycleState.PUBLISHED, CycleState.PROBED}
+
+
+def test_the_model_of_the_disk_by_hand(tmp_path: Path) -> None:
+    """Of a file written, renamed and synced in every wrong order, exactly what POSIX promises is left, and no more."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    (root / "old").write_bytes(b"kept")
+    with watching(Disk(root)) as disk:
+        (root / "new").write_bytes(b"12345678")
+        (root / "old").write_bytes(b"kept and more")
+        disk.power_may_fail("written")
+        (root / "new").rename(root / "named")
+        _fsync(root / "named")
+        _fsync(root)
+        (root / "old").unlink()
+    written = _trees(disk, "written")
+    assert written["unsynced lost"] == {"old": b"kept"}
+    assert written["unsynced zeroed"] == {"new": bytes(8), "old": b"kept" + bytes(9)}
+    assert written["unsynced short"] == {"new": b"1234", "old": b"kept and"}
+    assert _trees(disk, "before fsync of disk") == {
+        "unsynced zeroed": {"named": b"12345678", "old": b"kept" + bytes(9)},
+        "unsynced short": {"named": b"12345678", "old": b"kept and"},
+    }
+    assert _trees(disk, "before unlink of old")["unsynced lost"] == {"named": b"12345678", "old": b"kept"}
+    # The deletion itself may or may not have happened.
+    assert _trees(disk, "at the end") == {"unsynced zeroed": {"named": b"12345678"}}
+
+
+def test_a_directory_renamed_too_early_loses_its_files(tmp_path: Path) -> None:
+    """A directory is renamed and its parent synced, its files are not: they are empty, zeroed, or not there at all."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    with watching(Disk(root)) as disk:
+        (root / ".tmp-x").mkdir()
+        (root / ".tmp-x" / "file").write_bytes(b"12")
+        (root / ".tmp-x").rename(root / "x")
+        _fsync(root)
+    found = _trees(disk, "at the end")
+    assert found["unsynced lost"] == {"x": None}
+    assert _trees(disk, "before fsync of disk")["unsynced zeroed"] == {"x": None, "x/file": bytes(2)}
+
+
+@pytest.mark.slow
+def test_power_loss_at_each_write(tmp_path: Path) -> None:
+    """Fault 6: whatever was not fsynced is lost, zeroed or cut, at each write of a cycle in turn: I1-I4 hold.
+
+    Three cycles that also delete old checkpoints. After each loss a start repairs the run: what the database says was
+    published or promoted is still whole, and the head is the one before or the one after.
+    """
+    file = make_run(tmp_path / "run", "", checkpoints={"keep_last": 1}, watchdog={"baked_after": 1})
+    dream(file, 2)
+    state = load(file).config.run.state_dir
+    connection = dbapi2.connect(str(state / "dreamd.sqlite3"), check_same_thread=False)
+    disk = Disk(state / "checkpoints", lambda: _committed(connection, tmp_path / "copy.sqlite3"))
+    with closing(connection), watching(disk):
+        dream(file, 2)
+    moments = list(disk.moments.values())
+    assert len(moments) > 10
+    for number, moment in enumerate(moments):
+        _start_after(moment, file, tmp_path / f"after-{number}")
+
+
+def _start_after(moment: Moment, file: Path, directory: Path) -> None:
+    """Start dreamd on what is left, and check it."""
+    left = directory / "state"
+    moment.restore(left / "checkpoints")
+    (left / "dreamd.sqlite3").write_bytes(moment.database)
+    config = directory / "dreamd.toml"
+    old = str(load(file).config.run.state_dir)
+    config.write_text(file.read_text().replace(old, str(left)))
+    before = dict(query(config, "select number, state from cycles"))
+    ((head_before,),) = query(config, "select head_version from runs")
+    try:
+        dream(config, 0)
+        _nothing_recorded_was_lost(config, before, head_before)
+        check_invariants(config)
+    except Exception as error:
+        error.add_note(f"after a power loss {moment.label}; left over: {sorted(moment.tree)}")
+        raise
+    shutil.rmtree(directory)
+
+
+def _nothing_recorded_was_lost(config: Path, before: dict[int, str], head_before: str) -> None:
+    outcomes = dict(query(config, "select number, outcome from cycles"))
+    assert [outcomes[number] for number, state in before.items() if state in SAFE] in ([], ["promoted"])
+    ((head,),) = query(config, "select head_version from runs")
+    assert head in (head_before, f"cycle-{max(outcomes):06d}")
+    store = DirectoryStore(load(config).config.run.state_dir / "checkpoints")
+    for (version,) in query(config, "select version from checkpoints where state != 'pruned' order by 1"):
+        store.verify(version)
+
+
+def _committed(connection: Any, path: Path) -> bytes:
+    """The database as a reader sees it now: what a power loss leaves of it."""
+    path.unlink(missing_ok=True)
+    with closing(dbapi2.connect(str(path))) as copy:
+        connection.backup(copy)
+    return path.read_bytes()
+
+
+def _trees(disk: Disk, label: str) -> dict[str, Any]:
+    found = [moment for moment in disk.moments.values() if moment.label.startswith(f"{label}, ")]
+    return {moment.label.removeprefix(f"{label}, "): moment.tree for moment in found}
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

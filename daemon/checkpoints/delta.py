@@ -203,7 +203,7 @@ def _unpack(frame: memoryview, image: Mapping[str, Tensor] | None) -> dict[str, 
     return found
 
 
-def _table(text: bytes) -> tuple[dict[str, int], int]:
+def _table(text: bytearray) -> tuple[dict[str, int], int]:
     try:
         table = json.loads(text)
         counts, gap_bytes = table["counts"], table["gap_bytes"]

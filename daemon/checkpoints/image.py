@@ -64,7 +64,7 @@ def digest_of_weights(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         rounded = _rounded(weights[name])
         hasher.update(json.dumps([name, list(rounded.shape)], separators=(",", ":")).encode() + b"\n")
-        hasher.update(words_of(rounded).numpy().data)
+        hasher.update(words_of(rounded).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 

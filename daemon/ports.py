@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -331,6 +331,16 @@ class Mirror(Protocol):
 
         Raises:
             MirrorError: unreachable.
+        """
+
+
+class Scrubber(Protocol):
+    """Reads published checkpoints again, from the disk and not from memory."""
+
+    def scrub(self, checkpoints: Sequence[Checkpoint], max_bytes: int) -> Iterator[ScrubResult]:
+        """One result per checkpoint, in the order given, read when it is asked for.
+
+        Ends once `max_bytes` are read: never within a checkpoint, never before the first.
         """
 
 

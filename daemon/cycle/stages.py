@@ -26,6 +26,7 @@ from daemon.ports import (
     Probes,
     ProgressCallback,
     ScenarioSource,
+    Scrubber,
     Sweeper,
 )
 
@@ -56,6 +57,7 @@ class Stages:
     reference_items: int
     """Held-out prompts per pass/fail probe that the base is measured on."""
     mirror: Mirror | None = None
+    scrubber: Scrubber | None = None
     scrub_bytes: int = 0
     """Of published files, read again per cycle."""
     rehearse_every: timedelta | None = None

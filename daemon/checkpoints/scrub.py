@@ -1,0 +1,72 @@
+"""Find what rots on the disk while nobody reads it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from daemon.domain.errors import CheckpointError
+from daemon.domain.records import Checkpoint
+from daemon.domain.upkeep import ScrubResult
+from daemon.ports import CheckpointStore
+
+
+class StoreScrubber:
+    """Reads a store's checkpoints again; implements the `Scrubber` port."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+
+    def scrub(self, checkpoints: Sequence[Checkpoint], max_bytes: int) -> Iterator[ScrubResult]:
+        num_bytes = 0
+        for checkpoint in checkpoints:
+            result = self._read(checkpoint)
+            num_bytes += result.num_bytes
+            yield result
+            if num_bytes >= max_bytes:
+                return
+
+    def _read(self, checkpoint: Checkpoint) -> ScrubResult:
+        version = checkpoint.version
+        files = _files(self._store.path(version))
+        # Before: what is in memory says nothing about the disk. After: what is read here will not be read again soon,
+        # and would push out what others use.
+        _forget(files)
+        try:
+            found = self._store.verify(version)
+            damage = None if found.root_hash == checkpoint.root_hash else _another(found, checkpoint)
+        except (CheckpointError, OSError) as error:  # OSError: the disk itself gives up
+            damage = str(error)
+        _forget(files)
+        return ScrubResult(version, damage is None, sum(map(_size, files)), damage)
+
+
+def _another(found: Checkpoint, recorded: Checkpoint) -> str:
+    return (
+        f"{recorded.version}: its root hash {found.root_hash[:12]} is not the recorded {recorded.root_hash[:12]}; "
+        "it belongs to another run"
+    )
+
+
+def _files(directory: Path) -> list[Path]:
+    return [file for file in directory.iterdir() if file.is_file()] if directory.is_dir() else []
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _forget(files: Sequence[Path]) -> None:
+    """Drop the files from the page cache, where the system can."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for file in files:
+        try:
+            descriptor = os.open(file, os.O_RDONLY)
+        except OSError:
+            continue  # reading it says what is wrong
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)

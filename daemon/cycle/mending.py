@@ -1,0 +1,140 @@
+"""What becomes of a published checkpoint that does not verify any more: back from the mirror, or set aside."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.cycle.stages import Stages
+from daemon.domain.errors import CheckpointError, DatabaseError, DiskError, DreamdError, MirrorError
+from daemon.domain.lineage import ancestors_kept
+from daemon.domain.records import Checkpoint
+from daemon.domain.states import CheckpointKind, CheckpointState
+
+LOSSY_MARKER = "lossy"
+"""File of a checkpoint that was fetched without its exact state."""
+
+
+class HeadDamagedError(CheckpointError):
+    """The head's files are damaged, and there is no other copy: nothing may be trained on top of it."""
+
+
+@dataclass(frozen=True)
+class _NotBack:
+    """Why a checkpoint did not come back from the mirror."""
+
+    reason: str
+    for_good: bool
+    """Whether there is no copy; else it may work another time, and nothing here may be given up yet."""
+
+
+def mend(stages: Stages, checkpoint: Checkpoint, damage: str) -> str:
+    """Bring a damaged checkpoint back, or save what can be saved of it; says so in an event.
+
+    Args:
+        damage: what does not verify.
+
+    Returns:
+        What became of it.
+
+    Raises:
+        HeadDamagedError: it is the head, and could not be brought back.
+    """
+    role, version = _role(stages, checkpoint), checkpoint.version
+    failure = _bring_back(stages, checkpoint)
+    if failure is None:
+        stages.tell("checkpoint_restored", None, version=version, role=role, reason=damage)
+        return "restored from the mirror"
+    if role == "head":
+        became = "it stays where it is, and nothing more is trained"
+        fix = f"`dreamd checkpoints restore --from-mirror {version}`, or `dreamd rollback --to` another checkpoint"
+    elif not failure.for_good:
+        became = "it stays where it is"
+        fix = "it is tried again when it is read the next time; see to the mirror"
+    else:
+        became = _save(stages, checkpoint)
+        fix = f"copy its files from a backup to {stages.store.path(version)} if you need it"
+    told = {"version": version, "role": role, "reason": damage, "not_restored": failure.reason}
+    stages.tell("checkpoint_damaged", None, level="error", became=became, fix=fix, **told)
+    if role == "head":
+        raise HeadDamagedError(f"{damage}. It is the head, and was not brought back: {failure.reason}. Now: {fix}")
+    return f"{became} ({failure.reason})"
+
+
+def _role(stages: Stages, checkpoint: Checkpoint) -> str:
+    """What is lost with it."""
+    if checkpoint.version == stages.ledger.head().version:
+        return "head"
+    if checkpoint.state is CheckpointState.BASE:
+        return "base"
+    if checkpoint.version in ancestors_kept(stages.ledger.lineage(), stages.baked_after):
+        return "anchor"
+    if checkpoint.pinned:
+        return "pinned"
+    return "old checkpoint" if checkpoint.exact else "old image"
+
+
+def _bring_back(stages: Stages, checkpoint: Checkpoint) -> _NotBack | None:
+    """Put the mirror's copy in its place, the damaged one in quarantine; None when that worked."""
+    if stages.mirror is None:
+        return _NotBack("there is no mirror (checkpoints.mirror_url)", for_good=True)
+    version = checkpoint.version
+    arriving = stages.store.path(f".tmp-restored-{version}")
+    shutil.rmtree(arriving, ignore_errors=True)
+    try:
+        if version not in stages.mirror.versions():
+            return _NotBack(f"{stages.mirror.url} does not have it", for_good=True)
+        stages.mirror.fetch(version, checkpoint.root_hash, arriving)  # first: the damaged one may be all there is
+        if checkpoint.exact and (arriving / LOSSY_MARKER).exists():
+            stages.ledger.made_lossy(version)
+        if stages.store.exists(version):
+            stages.store.quarantine(version)
+        _rename(arriving, stages.store.path(version))
+    except DatabaseError:
+        raise
+    except (MirrorError, DiskError, OSError) as error:
+        return _NotBack(str(error), for_good=False)
+    except DreamdError as error:  # it must keep its exact state, and the mirror has none
+        return _NotBack(f"{stages.mirror.url} has its image alone ({error})", for_good=True)
+    finally:
+        shutil.rmtree(arriving, ignore_errors=True)
+    return None
+
+
+def _save(stages: Stages, checkpoint: Checkpoint) -> str:
+    """Keep a sound image, else set the directory aside; what the run cannot do without stays where it is."""
+    version = checkpoint.version
+    try:
+        if checkpoint.exact and _has_sound_image(stages, checkpoint):
+            stages.ledger.made_lossy(version)
+            stages.store.make_lossy(version)
+            return "its exact state is lost; its image is sound, and kept"
+        stages.ledger.pruned(version)
+    except DatabaseError:
+        raise
+    except DreamdError as error:
+        return f"it stays where it is: {error}"
+    if not stages.store.exists(version):
+        return "it is lost"
+    return f"it is lost; what is left of it was moved to {stages.store.quarantine(version)}"
+
+
+def _has_sound_image(stages: Stages, checkpoint: Checkpoint) -> bool:
+    if checkpoint.kind is CheckpointKind.FULL:
+        return False
+    try:
+        stages.store.image(checkpoint)
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
+def _rename(arriving: Path, final: Path) -> None:
+    arriving.rename(final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

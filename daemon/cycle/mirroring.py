@@ -1,0 +1,116 @@
+"""Send checkpoints to the mirror, patiently: what fails stays queued, and waits longer each time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from daemon.cycle.mending import mend
+from daemon.cycle.stages import Stages
+from daemon.domain.errors import CheckpointError, MirrorError
+from daemon.domain.states import CheckpointState
+from daemon.domain.upkeep import MirrorTask
+from daemon.ports import Mirror
+
+FIRST_BACKOFF = timedelta(minutes=1)
+MAX_BACKOFF = timedelta(hours=6)
+TASKS_AT_ONCE = 8
+SECONDS_AT_ONCE = 60.0
+"""After so long no further checkpoint is sent before the next cycle."""
+_DAMAGED_HERE = "damaged here: "
+"""Begins the error of a task that is no fault of the mirror."""
+
+
+def queue_all(stages: Stages) -> None:
+    """Queue every checkpoint that has files: the mirror may be new."""
+    if stages.mirror is not None:
+        for checkpoint in stages.ledger.checkpoints():
+            if checkpoint.state is not CheckpointState.PRUNED:
+                stages.ledger.enqueue_mirror(checkpoint.version)
+
+
+def send_due(stages: Stages, now: datetime) -> None:
+    """Queue the head, and send a few of what is queued.
+
+    A failure makes the whole mirror rest, 1 minute at first and 6 hours at most: it is hardly ever about one checkpoint.
+    """
+    mirror, ledger = stages.mirror, stages.ledger
+    if mirror is None:
+        return
+    ledger.enqueue_mirror(ledger.head().version)
+    tasks = ledger.mirror_tasks()
+    failed = [task for task in tasks if task.attempts and not _is_local(task)]
+    if any(_waits(task, now) for task in failed):
+        return
+    # Those that failed come last: if it was about one of them, the others do not wait for it.
+    due = sorted((task for task in tasks if not _waits(task, now)), key=lambda task: task.attempts)[:TASKS_AT_ONCE]
+    started, sent = time.monotonic(), set[str]()
+    for task in due:
+        stages.observer.check_stop()
+        if time.monotonic() - started > SECONDS_AT_ONCE:
+            break
+        try:
+            _send(stages, mirror, task, now)
+        except MirrorError as error:
+            return _failed(stages, mirror, task, failed, now, error)
+        sent.add(task.version)
+    if failed and all(task.version in sent for task in failed):
+        stages.tell("mirror_recovered", None, level="info", url=mirror.url, left=len(tasks) - len(sent))
+    if sent:
+        _forget_pruned(stages, mirror)
+
+
+def _send(stages: Stages, mirror: Mirror, task: MirrorTask, now: datetime) -> None:
+    started = time.monotonic()
+    try:
+        num_bytes = mirror.push(stages.store.path(task.version))
+    except CheckpointError as error:  # not the mirror's fault, and no reason for others to wait
+        next_try_at = now + backoff(task.attempts + 1)
+        stages.ledger.mirror_failed(task.version, f"{_DAMAGED_HERE}{error}", next_try_at)
+        mend(stages, stages.ledger.checkpoint(task.version), str(error))
+        return
+    stages.ledger.mirrored(task.version)
+    seconds = round(time.monotonic() - started, 3)
+    stages.observer.log("checkpoint_mirrored", version=task.version, num_bytes=num_bytes, seconds=seconds)
+
+
+def _failed(
+    stages: Stages, mirror: Mirror, task: MirrorTask, failed: Sequence[MirrorTask], now: datetime, error: MirrorError
+) -> None:
+    """Queue it again, and tell of the first failure and then of one a day."""
+    num_failures = 1 + sum(earlier.attempts for earlier in failed)
+    next_try_at = now + backoff(num_failures)
+    stages.ledger.mirror_failed(task.version, str(error), next_try_at)
+    told = {"url": mirror.url, "version": task.version, "reason": str(error), "num_failures": num_failures}
+    if num_failures == 1 or _days_out(num_failures) > _days_out(num_failures - 1):
+        stages.tell("mirror_unreachable", None, level="error", next_try_at=next_try_at.isoformat(), **told)
+    else:
+        stages.observer.log("mirror_failed", level="warning", **told)
+
+
+def _forget_pruned(stages: Stages, mirror: Mirror) -> None:
+    """Retention counts there as well; what this run does not know is left alone."""
+    pruned = {c.version for c in stages.ledger.checkpoints() if c.state is CheckpointState.PRUNED}
+    for version in sorted(pruned & mirror.versions()):
+        stages.observer.check_stop()
+        mirror.delete(version)
+
+
+def backoff(num_failures: int) -> timedelta:
+    """How long the mirror rests after so many failures in a row."""
+    return min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** min(num_failures - 1, 30))
+
+
+def _days_out(num_failures: int) -> int:
+    """Whole days that the mirror was out before the last of so many failures; by arithmetic, so a restart knows it."""
+    return sum((backoff(number) for number in range(1, num_failures)), timedelta()).days
+
+
+def _waits(task: MirrorTask, now: datetime) -> bool:
+    """Whether its time has not come; a time further away than any back-off is a clock that was set back."""
+    return bool(task.attempts) and now < task.next_try_at <= now + MAX_BACKOFF
+
+
+def _is_local(task: MirrorTask) -> bool:
+    return (task.last_error or "").startswith(_DAMAGED_HERE)

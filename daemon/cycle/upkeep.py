@@ -1,0 +1,124 @@
+"""Between two cycles: mirror what is new, read a little of what is old, practise a restore once a week.
+
+None of it may stop training, so each part stands alone: what fails is an event and a log line, and is tried again. The
+one exception is a head that is damaged and cannot be brought back.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from daemon.cycle.mending import HeadDamagedError, mend
+from daemon.cycle.mirroring import send_due
+from daemon.cycle.stages import Stages
+from daemon.domain.errors import CheckpointError, DatabaseError, DiskError, MirrorError, StopRequested
+from daemon.domain.lineage import baked
+from daemon.domain.records import Checkpoint
+from daemon.domain.states import CheckpointState
+from daemon.domain.upkeep import Rehearsal
+
+SCRUBBED_AT_ONCE = 8
+"""Checkpoints, at most: each is a row, and images are so small that the bytes alone would allow hundreds."""
+
+
+def maintain(stages: Stages, now: datetime | None = None) -> None:
+    """Do what is due for the checkpoints.
+
+    Raises:
+        StopRequested: the daemon must stop; what is left is due the next time.
+        HeadDamagedError: the head's files are damaged, and there is no other copy.
+        DatabaseError: nothing can be recorded.
+    """
+    moment = now or datetime.now(UTC)
+    for part in (send_due, _scrub, _rehearse):
+        stages.observer.check_stop()
+        _alone(stages, part, moment)
+
+
+def _alone(stages: Stages, part: Callable[[Stages, datetime], None], now: datetime) -> None:
+    try:
+        part(stages, now)
+    except (StopRequested, HeadDamagedError, DatabaseError):
+        raise
+    except Exception as error:  # noqa: BLE001 - recorded; the next part, and training, must go on
+        reason = f"{type(error).__name__}: {error}"
+        stages.tell("upkeep_failed", None, level="error", part=part.__name__.strip("_"), reason=reason)
+
+
+def _scrub(stages: Stages, _now: datetime) -> None:
+    if stages.scrubber is None or not stages.scrub_bytes:
+        return
+    ledger = stages.ledger
+    by_version = {checkpoint.version: checkpoint for checkpoint in ledger.checkpoints()}
+    order = [by_version[version] for version in ledger.scrub_order() if version in by_version]
+    for result in stages.scrubber.scrub(order[:SCRUBBED_AT_ONCE], stages.scrub_bytes):
+        if not result.sound:
+            try:
+                became = mend(stages, by_version[result.version], result.detail or "it does not verify")
+            except HeadDamagedError as error:
+                ledger.record_scrub(replace(result, detail=str(error)))
+                raise
+            result = replace(result, detail=f"{result.detail}; {became}")  # noqa: PLW2901
+        ledger.record_scrub(result)
+        stages.observer.check_stop()
+
+
+def _rehearse(stages: Stages, now: datetime) -> None:
+    """Restore the anchor that a rollback would go to, and the image with the longest chain, both without using them."""
+    last = stages.ledger.last_rehearsal_at()
+    if stages.rehearse_every is None or (last is not None and now - last < stages.rehearse_every):
+        return
+    images = [c for c in stages.ledger.checkpoints() if not c.exact and c.state is not CheckpointState.PRUNED]
+    images.sort(key=lambda checkpoint: (checkpoint.chain_length, checkpoint.cycle_number or 0))
+    for checkpoint in (baked(stages.ledger.lineage(), stages.baked_after), *images[-1:]):
+        stages.observer.check_stop()
+        rehearsal = _practise(stages, checkpoint)
+        stages.ledger.record_rehearsal(rehearsal)
+        name, level = ("rehearsal_passed", "info") if rehearsal.passed else ("rehearsal_failed", "error")
+        told = {"version": rehearsal.version, "seconds": rehearsal.seconds, "detail": rehearsal.detail}
+        stages.tell(name, None, level=level, **told)
+
+
+def _practise(stages: Stages, checkpoint: Checkpoint) -> Rehearsal:
+    """Everything that a restore reads, here and at the mirror; the live policy is not touched."""
+    started = time.monotonic()
+    try:
+        found = stages.store.verify(checkpoint.version)
+        if found.root_hash != checkpoint.root_hash:
+            raise CheckpointError(f"{checkpoint.version}: it is not the checkpoint that was recorded")
+        stages.store.image(checkpoint)
+        passed, detail = True, f"files and image are sound; {_practise_fetch(stages, checkpoint)}"
+    except (CheckpointError, MirrorError, DiskError, OSError) as error:
+        passed, detail = False, str(error)
+    return Rehearsal(checkpoint.version, passed, round(time.monotonic() - started, 3), detail)
+
+
+def _practise_fetch(stages: Stages, checkpoint: Checkpoint) -> str:
+    """Fetch the mirror's copy into a scratch directory; what was found.
+
+    Raises:
+        MirrorError: the mirror has it, and it is not right.
+    """
+    mirror, version = stages.mirror, checkpoint.version
+    if mirror is None:
+        return "there is no mirror"
+    try:
+        if version not in mirror.versions():
+            return "the mirror does not have it yet"
+    except MirrorError as error:  # told by mirroring already
+        return f"the mirror could not be asked ({error})"
+    try:
+        stages.store.check_room(checkpoint)
+    except DiskError as error:
+        return f"the mirror's copy was not fetched ({error})"
+    scratch = stages.store.path(f".tmp-rehearsal-{version}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        mirror.fetch(version, checkpoint.root_hash, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return "the mirror's copy came back right"

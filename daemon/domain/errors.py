@@ -43,6 +43,12 @@ class SchemaError(DreamdError):
     exit_code = 78
 
 
+class RestoredBackupError(DreamdError):
+    """The claims journal knows what the database does not: an older backup of it was restored. Or it cannot be told."""
+
+    exit_code = 78
+
+
 class PermissionDeniedError(DreamdError):
     """A directory or file cannot be written or read by this user."""
 

@@ -94,6 +94,17 @@ def database_errors(engine: Engine) -> Iterator[None]:
         raise _translated(engine.url, error.orig) from error
 
 
+def connection_lost(error: DatabaseError) -> bool:
+    """Whether the server went away, or cannot be reached yet: what was asked of it may have happened or not."""
+    cause = error.__cause__
+    if not isinstance(cause, sa.exc.DBAPIError) or "psycopg" not in type(cause.orig).__module__:
+        return False
+    # 57P01 to 57P03: the server stops, or starts; 08...: the connection broke. None: there was never one.
+    state = getattr(cause.orig, "sqlstate", None)
+    away = isinstance(cause, sa.exc.OperationalError) and (state is None or state.startswith(("57P", "08")))
+    return bool(cause.connection_invalidated) or away
+
+
 def _parsed(url: str | URL) -> URL:
     try:
         parsed = make_url(url)

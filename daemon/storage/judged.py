@@ -141,17 +141,25 @@ def _as_it_was(
 ) -> tuple[Checkpoint, ...]:
     """`lineage` with the files that there were when cycle `number` was judged."""
     found = connection.execute(
-        sa.select(checkpoints.c.version, checkpoints.c.pruned_after).where(
-            checkpoints.c.run_id == run_id, checkpoints.c.state == CheckpointState.PRUNED
+        sa.select(
+            checkpoints.c.version, checkpoints.c.state, checkpoints.c.pruned_after, checkpoints.c.lossy_after
+        ).where(
+            checkpoints.c.run_id == run_id,
+            sa.or_(checkpoints.c.state == CheckpointState.PRUNED, checkpoints.c.lossy_after.is_not(None)),
         )
-    )
-    deleted = {row.version: row.pruned_after for row in found}
+    ).all()
+    deleted = {row.version: row.pruned_after for row in found if row.state == CheckpointState.PRUNED}
+    exact = {row.version for row in found if row.lossy_after is not None and row.lossy_after >= number}
     if verdict.last_probe_run is None:  # of an earlier schema, which did not record when files went
         there = set(deleted) & kept(lineage, baked_after, 1)
     else:
         there = {version for version, after in deleted.items() if after is not None and after >= number}
     return tuple(
-        replace(checkpoint, state=CheckpointState.PROMOTED) if checkpoint.version in there else checkpoint
+        replace(
+            checkpoint,
+            state=CheckpointState.PROMOTED if checkpoint.version in there else checkpoint.state,
+            exact=checkpoint.exact or checkpoint.version in exact,
+        )
         for checkpoint in lineage
     )
 

@@ -31,6 +31,14 @@ class ChangeReason(StrEnum):
     """Somebody changed `[training]`."""
 
 
+class MirrorState(StrEnum):
+    """Whether a mirror has a checkpoint."""
+
+    QUEUED = "queued"
+    MIRRORED = "mirrored"
+    """It was sent, read back and compared."""
+
+
 class FingerprintKind(StrEnum):
     """Why nothing nearly the same as a fingerprinted content may come again."""
 

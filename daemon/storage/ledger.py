@@ -1,22 +1,23 @@
 """The ledger: each state change of a cycle is one transaction, fenced by the run's epoch.
 
 Every write locks the run's row first, so writers of one run go one after the other; then it compares the
-epoch, then the cycle's state. What a stage hands over and what the row says must agree, or nothing is written.
+epoch, then the cycle's state. `transitions` and `upkeep` say what is written; `fenced` survives a lost server.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from daemon.domain.diversity import Diversity
-from daemon.domain.errors import DatabaseError, DreamdError, FencedError
-from daemon.domain.hashing import batch_hash
+from daemon.domain.errors import AlreadyClaimedError, DatabaseError, DreamdError
 from daemon.domain.probing import ProbeBudget, ProbeResult, ProbeRun
 from daemon.domain.records import (
     Adjustments,
@@ -33,30 +34,29 @@ from daemon.domain.records import (
     Scenario,
     StepReport,
 )
-from daemon.domain.states import CheckpointState, CycleState, Outcome, RollbackCause
+from daemon.domain.states import CheckpointState, Outcome
+from daemon.domain.upkeep import MirrorTask, Rehearsal, ScrubResult
 from daemon.domain.verdicts import Breaker, CycleRecord, GovernorDecision, History, Rollback, Verdict
 from daemon.storage import (
-    checks,
     cycle_records,
     history,
-    near_duplicates,
     rows,
     sources,
     spending,
     tables,
+    transitions,
+    upkeep,
     watching,
     watching_writes,
 )
 from daemon.storage.claims import already_claimed, refuse_twice
-from daemon.storage.database import reading, writing
+from daemon.storage.fenced import FencedRun
 from daemon.storage.held_out_texts import HeldOutTexts
+from daemon.storage.journal import append, complete, require_newer_database, spent_by
 from daemon.storage.judged import comparison
-from daemon.storage.kinds import ClaimKind
+from daemon.storage.lock import RunLock
 from daemon.storage.runs import take_over
 from daemon.storage.writes import Writes
-
-Arguments = ParamSpec("Arguments")
-Answer = TypeVar("Answer")
 
 
 class SqlLedger:
@@ -71,12 +71,15 @@ class SqlLedger:
         baked_after: int = 10,
         rest_cycles: int = 10,
         reference_items: int = 400,
+        *,
+        journal: Path | None = None,
+        lock: RunLock | None = None,
     ) -> None:
-        self._engine = engine
-        self._run_id = run_id
+        self._run = FencedRun(engine, run_id, run_name, epoch, lock)
         self._baked_after = baked_after
         self._rest_cycles = rest_cycles
         self._reference_items = reference_items
+        self._journal = journal
         self._held_out = HeldOutTexts()
         self.run_name = run_name
         self.epoch = epoch
@@ -90,6 +93,8 @@ class SqlLedger:
         baked_after: int = 10,
         rest_cycles: int = 10,
         reference_items: int = 400,
+        journal: Path | None = None,
+        lock: RunLock | None = None,
     ) -> Self:
         """Take the run over: ledgers acquired earlier can write nothing from now on.
 
@@ -97,77 +102,86 @@ class SqlLedger:
             baked_after: `watchdog.baked_after`, later promoted cycles after which a checkpoint is an anchor.
             rest_cycles: `governor.rest_cycles`, that the families of a rolled-back cycle rest; 0: none.
             reference_items: `watchdog.reference_items`, that an anchor's failure rate is taken from.
+            journal: the claims journal beside the checkpoints; None: claims are in the database alone.
+            lock: the one that this process holds; it is taken again after a restart of the server.
 
         Raises:
             UsageError: there is no such run.
+            RestoredBackupError: the journal knows what the database does not; nothing was taken over.
         """
+        if journal is not None:
+            require_newer_database(engine, run_name, journal)
         run = take_over(engine, run_name)
-        ledger = cls(engine, run.id, run.name, run.epoch, baked_after, rest_cycles, reference_items)
-        spending.complete_fingerprints(ledger._write)
+        ledger = cls(
+            engine, run.id, run.name, run.epoch, baked_after, rest_cycles, reference_items, journal=journal, lock=lock
+        )
+        if journal is not None:
+            complete(engine, run_name, journal)
+        spending.complete_fingerprints(ledger._run.write)
         return ledger
 
     # reading
 
     def head(self) -> Checkpoint:
-        return self._read(history.head)
+        return self._run.read(history.head)
 
     def checkpoint(self, version: str) -> Checkpoint:
-        return self._read(history.checkpoint, version)
+        return self._run.read(history.checkpoint, version)
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        return self._read(history.all_checkpoints)
+        return self._run.read(history.all_checkpoints)
 
     def lineage(self) -> tuple[Checkpoint, ...]:
-        return self._read(history.head_lineage)
+        return self._run.read(history.head_lineage)
 
     def refuse(self, scenarios: Sequence[Scenario]) -> Mapping[str, Refusal]:
-        return self._read(spending.refusals, scenarios, self._held_out)
+        return self._run.read(spending.refusals, scenarios, self._held_out)
 
     def sources(self) -> tuple[ImportedSource, ...]:
-        return self._read(sources.approved)
+        return self._run.read(sources.approved)
 
     def cycle(self, number: int) -> Cycle:
-        return self._read(history.cycle, number)
+        return self._run.read(history.cycle, number)
 
     def unfinished(self) -> tuple[Cycle, ...]:
-        return self._read(history.unfinished_cycles)
+        return self._run.read(history.unfinished_cycles)
 
     def examples(self, cycle: Cycle) -> tuple[Example, ...]:
-        return self._read(history.cycle_examples, cycle.number)
+        return self._run.read(history.cycle_examples, cycle.number)
 
     def step_report(self, cycle: Cycle) -> StepReport:
-        return self._read(history.step_report, cycle.number)
+        return self._run.read(history.step_report, cycle.number)
 
     def probe_results(self, version: str) -> tuple[ProbeResult, ...]:
-        return self._read(history.results, version)
+        return self._run.read(history.results, version)
 
     def history(self, cycle: Cycle) -> History:
-        return self._read(comparison, cycle, self._baked_after, self._reference_items)
+        return self._run.read(comparison, cycle, self._baked_after, self._reference_items)
 
     def probe_budget(self) -> ProbeBudget:
-        return self._read(cycle_records.budget)
+        return self._run.read(cycle_records.budget)
 
     def resting(self, cycle_number: int) -> Mapping[tuple[str, str], int]:
-        found = self._read(watching.resting, cycle_number)
+        found = self._run.read(watching.resting, cycle_number)
         return {(row["pack"], row["family"]): row["num_rollbacks"] for row in found}
 
     def records(self, limit: int, after_cycle: int = 0) -> tuple[CycleRecord, ...]:
-        return self._read(cycle_records.records, limit, after_cycle)
+        return self._run.read(cycle_records.records, limit, after_cycle)
 
     def governor_decisions(self) -> tuple[GovernorDecision, ...]:
-        return self._read(watching.decisions)
+        return self._run.read(watching.decisions)
 
     def breaker(self) -> Breaker:
-        return self._read(watching.breaker)
+        return self._run.read(watching.breaker)
 
     def adjustments(self, cycle: Cycle) -> Adjustments:
-        return self._read(watching.adjustments, cycle.number)
+        return self._run.read(watching.adjustments, cycle.number)
 
     def next_cycle_number(self) -> int:
-        return self._read(history.next_cycle_number)
+        return self._run.read(history.next_cycle_number)
 
     def pending_rollbacks(self) -> tuple[Rollback, ...]:
-        return self._read(history.unverified_rollbacks)
+        return self._run.read(history.unverified_rollbacks)
 
     # writing
 
@@ -180,13 +194,7 @@ class SqlLedger:
         base = replace(checkpoint, state=CheckpointState.BASE)
         if base.parent_version is not None or base.cycle_number is not None:
             raise DreamdError(f"checkpoint {base.version} came from a cycle: it is not a base")
-        with self._write() as writes:
-            known = history.all_checkpoints(writes.connection, self._run_id)
-            if not known:
-                writes.insert(tables.checkpoints, rows.checkpoint_values(base))
-                writes.update_run(head_version=base.version)
-            elif known[0] != base:
-                raise DreamdError(f"run {self.run_name} has another base already: {known[0].version}")
+        self._run.write(transitions.register_base, self.run_name, base)
 
     def open_cycle(
         self,
@@ -197,186 +205,122 @@ class SqlLedger:
         adjustments: Adjustments = Adjustments(),  # noqa: B008 - frozen
         decisions: Sequence[GovernorDecision] = (),
     ) -> Cycle:
-        with self._write() as writes:
-            writes.require_idle()
-            writes.require_head(head.version)
-            writes.require_seed(run_seed, self.run_name)
-            return watching_writes.open_cycle(writes, head, run_seed, self.epoch, config, adjustments, decisions)
+        return self._run.write(
+            transitions.open_cycle, head, run_seed, self.run_name, self.epoch, config, adjustments, decisions
+        )
 
     def change_breaker(self, breaker: Breaker) -> None:
-        with self._write() as writes:
-            watching.change_breaker(writes.connection, self._run_id, breaker)
+        self._run.write(lambda writes: watching.change_breaker(writes.connection, writes.run_id, breaker))
 
     def record_plan(self, cycle: Cycle, draw: Draw) -> Cycle:
-        with self._write() as writes:
-            stored = writes.require_state(cycle, CycleState.PLANNED)
-            if writes.scenario_hashes(cycle.number):
-                raise DreamdError(f"cycle {cycle.number} has its scenarios already")
-            writes.plan(cycle.number, draw)
-            return stored
+        return self._run.write(transitions.record_plan, cycle, draw)
 
     def record_sweep(self, cycle: Cycle, completions: Sequence[Completion]) -> Cycle:
-        with self._write() as writes:
-            checks.check_policy(writes.require_state(cycle, CycleState.PLANNED), completions)
-            swept = [rows.completion_values(completion) for completion in completions]
-            writes.insert(tables.completions, *swept, cycle=cycle.number)
-            return writes.update_cycle(cycle.number, state=CycleState.SWEPT)
+        return self._run.write(transitions.record_sweep, cycle, completions)
 
     def record_pairs(
         self, cycle: Cycle, judgements: Sequence[Judgement], examples: Sequence[Example], diversity: Diversity
     ) -> Cycle:
-        with self._write() as writes:
-            writes.require_state(cycle, CycleState.SWEPT)
-            writes.judge(cycle.number, judgements)
-            paired = [rows.example_values(position, example) for position, example in enumerate(examples)]
-            writes.insert(tables.examples, *paired, cycle=cycle.number)
-            writes.insert(tables.batch_diversity, rows.diversity_values(diversity), cycle=cycle.number)
-            return writes.update_cycle(cycle.number, state=CycleState.PAIRED)
+        return self._run.write(transitions.record_pairs, cycle, judgements, examples, diversity)
 
     def claim(self, cycle: Cycle, examples: Sequence[Example]) -> tuple[Cycle, Batch]:
         hashes = [example.content_hash for example in examples]
         refuse_twice(hashes)
-        with self._claiming(cycle, hashes), self._write() as writes:
-            stored = writes.require_state(cycle, CycleState.PAIRED)
-            checks.check_policy(stored, examples)
-            recorded = history.cycle_examples(writes.connection, self._run_id, cycle.number)
-            checks.check_examples(stored, hashes, recorded)
-            spending.spend(writes, cycle.number, self._held_out)
-            writes.claim(cycle.number, ClaimKind.EXAMPLE, hashes)
-            spent = batch_hash(stored.parent_version, hashes)
-            updated = writes.update_cycle(cycle.number, state=CycleState.CLAIMED, batch_hash=spent)
-            adjusted = watching.adjustments(writes.connection, self._run_id, cycle.number)
-        return updated, Batch(cycle.number, stored.parent_version, spent, tuple(examples), adjustments=adjusted)
+        with self._claiming(cycle, hashes):
+            claimed = self._run.write(transitions.claim, cycle, examples, self._held_out)
+        self._note_claims(cycle)
+        return claimed
 
     def record_step(self, cycle: Cycle, report: StepReport) -> Cycle:
-        with self._write() as writes:
-            stored = writes.require_state(cycle, CycleState.CLAIMED)
-            batch = history.cycle_examples(writes.connection, self._run_id, cycle.number)
-            checks.check_report(stored, report, len(batch))
-            writes.lr_change(cycle.number, report)
-            writes.insert(tables.steps, rows.step_values(report), cycle=cycle.number)
-            writes.example_logprobs(cycle.number, report.example_logprobs)
-            return writes.update_cycle(cycle.number, state=CycleState.STEPPED)
+        return self._run.write(transitions.record_step, cycle, report)
 
     def record_published(self, cycle: Cycle, checkpoint: Checkpoint) -> Cycle:
-        candidate = replace(checkpoint, state=CheckpointState.CANDIDATE)
-        with self._write() as writes:
-            checks.check_published(writes.require_state(cycle, CycleState.STEPPED), candidate)
-            writes.insert(tables.checkpoints, rows.checkpoint_values(candidate))
-            state = CycleState.PUBLISHED
-            return writes.update_cycle(cycle.number, state=state, candidate_version=candidate.version)
+        return self._run.write(transitions.record_published, cycle, checkpoint)
 
     def record_probes(self, version: str, runs: Sequence[ProbeRun], cycle: Cycle | None) -> None:
-        with self._write() as writes:
-            watching_writes.record_runs(writes, version, runs, _number(cycle))
+        self._run.write(watching_writes.record_runs, version, runs, _number(cycle))
 
     def record_engine_check(self, check: EngineCheck, engine: str, cycle: Cycle | None) -> None:
-        with self._write() as writes:
-            values = rows.engine_check_values(check, engine)
-            writes.insert(tables.engine_checks, values | {"cycle": _number(cycle)})
+        values = rows.engine_check_values(check, engine) | {"cycle": _number(cycle)}
+        self._run.write(Writes.insert, tables.engine_checks, values)
 
     def probed(self, cycle: Cycle) -> Cycle:
-        with self._write() as writes:
-            writes.require_state(cycle, CycleState.PUBLISHED)
-            return writes.update_cycle(cycle.number, state=CycleState.PROBED)
+        return self._run.write(transitions.probed, cycle)
 
     def promote(self, cycle: Cycle, verdict: Verdict) -> Outcome:
         if verdict.regressed:
             raise DreamdError(f"cycle {cycle.number}: a verdict to roll back cannot promote")
-        with self._write() as writes:
-            stored = writes.require_state(cycle, CycleState.PROBED)
-            writes.require_head(stored.parent_version)
-            writes.verdict(cycle.number, verdict)
-            writes.set_checkpoint(stored.candidate_version, CheckpointState.PROMOTED)
-            writes.update_run(head_version=stored.candidate_version)
-            return writes.finish(cycle.number, Outcome.PROMOTED, verdict.reason)
+        return self._run.write(transitions.promote, cycle, verdict)
 
     def roll_back(self, cycle: Cycle, verdict: Verdict, target: Checkpoint) -> Rollback:
         if not verdict.regressed:
             raise DreamdError(f"cycle {cycle.number}: a verdict to promote cannot roll back")
-        with self._write() as writes:
-            stored = writes.require_state(cycle, CycleState.PROBED)
-            assert stored.candidate_version is not None
-            writes.require_head(stored.parent_version)
-            ancestors = history.ancestry(writes.connection, self._run_id, stored.parent_version)
-            checks.check_target(stored, verdict, target, ancestors)
-            writes.verdict(cycle.number, verdict)
-            writes.set_checkpoint(stored.candidate_version, CheckpointState.REJECTED)
-            near_duplicates.quarantine(writes.connection, self._run_id, cycle.number)
-            watching_writes.rest_families(writes, cycle.number, self._rest_cycles)
-            writes.finish(cycle.number, Outcome.ROLLED_BACK, verdict.reason)
-            return writes.move_head(
-                RollbackCause.WATCHDOG,
-                cycle.number,
-                stored.candidate_version,
-                target.version,
-                verdict.reason,
-                verdict.evidence,
-            )
+        return self._run.write(transitions.roll_back, cycle, verdict, target, self._rest_cycles)
 
     def roll_back_head(self, target: Checkpoint, reason: str) -> Rollback:
-        with self._write() as writes:
-            writes.require_idle()
-            head = history.head_version(writes.connection, self._run_id)
-            stored = history.checkpoint(writes.connection, self._run_id, target.version)
-            checks.check_operator_target(head, stored)
-            return writes.move_head(RollbackCause.OPERATOR, None, head, stored.version, reason, {})
+        return self._run.write(transitions.roll_back_head, target, reason)
 
     def rollback_verified(self, rollback: Rollback, evidence: Mapping[str, Any]) -> None:
-        with self._write() as writes:
-            writes.rollback_verified(rollback.id, evidence)
+        self._run.write(Writes.rollback_verified, rollback.id, evidence)
 
     def close(self, cycle: Cycle, outcome: Outcome, reason: str) -> Outcome:
-        with self._claiming(cycle, ()), self._write() as writes:
-            stored = writes.cycle(cycle.number)
-            checks.check_closing(stored, outcome)
-            if outcome is Outcome.SKIPPED:
-                spending.spend(writes, cycle.number, self._held_out)
-            elif outcome in spending.NOT_KEPT:
-                near_duplicates.quarantine(writes.connection, self._run_id, cycle.number)
-            if stored.candidate_version is not None:
-                writes.set_checkpoint(stored.candidate_version, CheckpointState.REJECTED)
-            return writes.finish(cycle.number, outcome, reason)
+        with self._claiming(cycle, ()):
+            closed = self._run.write(transitions.close, cycle, outcome, reason, self._held_out)
+        if outcome is Outcome.SKIPPED:
+            self._note_claims(cycle)
+        return closed
 
     def record_seconds(self, cycle: Cycle, seconds: Mapping[str, float]) -> None:
-        with self._write() as writes:
-            writes.add_seconds(cycle.number, seconds)
-
-    def pruned(self, version: str) -> None:
-        with self._write() as writes:
-            stored = history.checkpoint(writes.connection, self._run_id, version)
-            if version == history.head_version(writes.connection, self._run_id):
-                raise DreamdError(f"checkpoint {version} is the head: its files must stay")
-            if stored.state in (CheckpointState.BASE, CheckpointState.CANDIDATE):
-                raise DreamdError(f"checkpoint {version} is {stored.state}: its files must stay")
-            writes.set_checkpoint(version, CheckpointState.PRUNED, pruned_after=writes.last_finished())
+        self._run.write(Writes.add_seconds, cycle.number, seconds)
 
     def event(self, name: str, *, level: str = "info", cycle: Cycle | None = None, **payload: Any) -> None:
-        with self._write() as writes:
-            writes.event(name, level, _number(cycle), payload)
+        self._run.write(Writes.event, name, level, _number(cycle), payload)
 
-    def _read(
-        self,
-        query: Callable[Concatenate[Connection, int, Arguments], Answer],
-        *args: Arguments.args,
-        **named: Arguments.kwargs,
-    ) -> Answer:
-        """What `query` finds of this run, in a transaction of its own."""
-        with reading(self._engine) as connection:
-            return query(connection, self._run_id, *args, **named)
+    # checkpoints and their upkeep
 
-    @contextmanager
-    def _write(self) -> Iterator[Writes]:
-        """A transaction that holds the run's row and is refused when another ledger took the run over."""
-        runs = tables.runs
-        with writing(self._engine) as connection:
-            epoch = connection.scalar(sa.select(runs.c.epoch).where(runs.c.id == self._run_id).with_for_update())
-            if epoch != self.epoch:
-                raise FencedError(
-                    f"run {self.run_name}: another dreamd took it over (epoch {epoch}, this one has {self.epoch}); "
-                    "nothing was written"
-                )
-            yield Writes(connection, self._run_id)
+    def pruned(self, version: str) -> None:
+        self._run.write(upkeep.pruned, version)
+
+    def made_lossy(self, version: str) -> None:
+        self._run.write(upkeep.made_lossy, version)
+
+    def pin(self, version: str, reason: str) -> None:
+        self._run.write(upkeep.pin, version, reason)
+
+    def unpin(self, version: str) -> None:
+        self._run.write(upkeep.unpin, version)
+
+    def rollback_sides(self, num_cycles: int) -> frozenset[str]:
+        return self._run.read(upkeep.rollback_sides, num_cycles)
+
+    def enqueue_mirror(self, version: str) -> None:
+        self._run.write(upkeep.enqueue_mirror, version)
+
+    def mirror_tasks(self) -> tuple[MirrorTask, ...]:
+        return self._run.read(upkeep.queued)
+
+    def mirrored(self, version: str) -> None:
+        self._run.write(upkeep.mirrored, version)
+
+    def mirror_failed(self, version: str, error: str, next_try_at: datetime) -> None:
+        self._run.write(upkeep.mirror_failed, version, error, next_try_at)
+
+    def scrub_order(self) -> tuple[str, ...]:
+        return self._run.read(upkeep.scrub_order)
+
+    def record_scrub(self, result: ScrubResult) -> None:
+        self._run.write(upkeep.record_scrub, result)
+
+    def record_rehearsal(self, rehearsal: Rehearsal) -> None:
+        self._run.write(upkeep.record_rehearsal, rehearsal)
+
+    def last_rehearsal_at(self) -> datetime | None:
+        return self._run.read(upkeep.last_rehearsal_at)
+
+    def _note_claims(self, cycle: Cycle) -> None:
+        """Into the journal, once they are committed; a crash in between is made up for by `acquire`."""
+        if self._journal is not None:
+            append(self._journal, cycle.number, self._run.read(spent_by, cycle.number))
 
     @contextmanager
     def _claiming(self, cycle: Cycle, hashes: Sequence[str]) -> Iterator[None]:
@@ -386,10 +330,13 @@ class SqlLedger:
         except DatabaseError as error:
             if not isinstance(error.__cause__, sa.exc.IntegrityError):
                 raise
-            with reading(self._engine) as connection:
-                planned = Writes(connection, self._run_id).scenario_hashes(cycle.number)
-                found = already_claimed(connection, self._run_id, (*planned, *hashes))
+            found = self._run.read(_holder, cycle.number, hashes)
             raise (found or error) from error.__cause__
+
+
+def _holder(connection: Connection, run_id: int, number: int, hashes: Sequence[str]) -> AlreadyClaimedError | None:
+    planned = Writes(connection, run_id).scenario_hashes(number)
+    return already_claimed(connection, run_id, (*planned, *hashes))
 
 
 def _number(cycle: Cycle | None) -> int | None:

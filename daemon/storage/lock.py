@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+from time import monotonic, sleep
 from types import TracebackType
 from typing import IO, Self
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from daemon.domain.errors import LockedError, PermissionDeniedError
+from daemon.domain.errors import DatabaseError, LockedError, PermissionDeniedError
 from daemon.domain.hashing import derive_seed
-from daemon.storage.database import database_errors, redacted, sqlite_path
+from daemon.storage.database import connection_lost, database_errors, redacted, sqlite_path
+
+_OWN_SESSION_S = 20
 
 
 class RunLock:
@@ -48,6 +51,34 @@ class RunLock:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def renew(self) -> None:
+        """Take the lock again when the server forgot it: it was restarted, or the session ended.
+
+        Raises:
+            LockedError: another process was faster.
+        """
+        if self._connection is None:
+            return
+        try:
+            with database_errors(self._engine):
+                self._connection.execute(sa.select(1))
+            return
+        except DatabaseError as error:
+            if not connection_lost(error):
+                raise
+        lost, self._connection = self._connection, None
+        lost.invalidate()
+        lost.close()
+        deadline = monotonic() + _OWN_SESSION_S
+        while True:
+            try:
+                return self._lock_session()
+            except LockedError as error:
+                # The server may not have noticed yet that this process's own session is gone.
+                if f"pid {os.getpid()})" not in str(error) or monotonic() > deadline:
+                    raise
+            sleep(0.2)
 
     def _lock_file(self) -> None:
         database = sqlite_path(self._engine.url)

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine
 from daemon.domain.errors import SchemaError
 from daemon.storage.database import open_database, reading, redacted, writing
 
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 """The revision this program reads and writes: Alembic's head. Revisions are numbered, so order is plain."""
 
 _UPGRADE_LOCK = 0x647265616D64  # "dreamd": two upgrades of one PostgreSQL server go one after the other

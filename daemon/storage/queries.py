@@ -13,7 +13,7 @@ from daemon.domain.errors import UsageError
 from daemon.domain.states import CheckpointState, CompletionKind, CycleState
 from daemon.storage import tables, views, watching
 from daemon.storage.database import reading
-from daemon.storage.kinds import PROBE_STAGES
+from daemon.storage.kinds import PROBE_STAGES, MirrorState
 from daemon.storage.probe_queries import common_means
 from daemon.storage.runs import find_run
 from daemon.storage.watching_rows import breaker_values
@@ -99,7 +99,9 @@ def show_cycle(engine: Engine, run_name: str, number: int) -> Record:
 
 
 def checkpoints(engine: Engine, run_name: str) -> list[Record]:
-    """Every checkpoint, base first, each with `is_head` and its `depth` in the head's lineage (None: not in it).
+    """Every checkpoint, base first, with `is_head` and its `depth` in the head's lineage (None: not in it).
+
+    Also `pinned`, and `mirrored`: whether the mirror has it.
 
     Raises:
         UsageError: there is no such run.
@@ -111,8 +113,15 @@ def checkpoints(engine: Engine, run_name: str) -> list[Record]:
         depths: dict[str, int] = {row.version: row.depth for row in found}
         order = (sa.func.coalesce(table.c.cycle, 0), table.c.version)
         records = _records(connection, _select(table).where(table.c.run_id == run.id).order_by(*order))
+        mirrored = _mirrored(connection, run.id)
     return [
-        record | {"is_head": record["version"] == run.head_version, "depth": depths.get(record["version"])}
+        record
+        | {
+            "is_head": record["version"] == run.head_version,
+            "depth": depths.get(record["version"]),
+            "pinned": record["pinned_at"] is not None,
+            "mirrored": record["version"] in mirrored,
+        }
         for record in records
     ]
 
@@ -225,6 +234,12 @@ def _last_cycles(connection: Connection, run_name: str, limit: int) -> list[Reco
     summary = views.cycle_summary
     newest = sa.select(summary).where(summary.c.run == run_name).order_by(summary.c.cycle.desc()).limit(limit)
     return _records(connection, newest)[::-1]
+
+
+def _mirrored(connection: Connection, run_id: int) -> set[str]:
+    tasks = tables.mirror_tasks
+    there = sa.select(tasks.c.version).where(tasks.c.run_id == run_id, tasks.c.state == MirrorState.MIRRORED)
+    return set(connection.scalars(there))
 
 
 def _scenarios(connection: Connection, run_id: int, number: int) -> list[Record]:

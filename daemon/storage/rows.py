@@ -24,6 +24,7 @@ from daemon.domain.records import (
     StepReport,
 )
 from daemon.domain.states import (
+    CheckpointKind,
     CheckpointState,
     ChosenSource,
     CycleState,
@@ -95,10 +96,17 @@ def checkpoint_of(row: AnyRow) -> Checkpoint:
         optimizer_digest=row.optimizer_digest,
         size_bytes=row.size_bytes,
         state=CheckpointState(row.state),
+        kind=CheckpointKind(row.kind),
+        image_digest=row.image_digest,
+        image_bytes=row.image_bytes,
+        chain_length=row.chain_length,
+        exact=row.exact,
+        pinned=row.pinned_at is not None,
     )
 
 
 def checkpoint_values(checkpoint: Checkpoint) -> Values:
+    """A new checkpoint's row; it is pinned by `upkeep.pin` alone, which knows why."""
     return {
         "version": checkpoint.version,
         "cycle": checkpoint.cycle_number,
@@ -109,6 +117,11 @@ def checkpoint_values(checkpoint: Checkpoint) -> Values:
         "optimizer_digest": checkpoint.optimizer_digest,
         "size_bytes": checkpoint.size_bytes,
         "state": checkpoint.state,
+        "kind": checkpoint.kind,
+        "image_digest": checkpoint.image_digest,
+        "image_bytes": checkpoint.image_bytes,
+        "chain_length": checkpoint.chain_length,
+        "exact": checkpoint.exact,
         "created_at": now(),
     }
 

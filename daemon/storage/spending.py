@@ -7,7 +7,7 @@ before there were any.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -65,26 +65,26 @@ def spend(writes: Writes, number: int, held_out: HeldOutTexts) -> None:
     use_reads(connection, run_id, number)
 
 
-def complete_fingerprints(begin: Callable[[], AbstractContextManager[Writes]]) -> None:
+def complete_fingerprints(write: Callable[[Callable[[Writes], int | None]], int | None]) -> None:
     """Fingerprint what was spent before there were fingerprints, a few cycles per transaction; once for each run.
 
     Args:
-        begin: enters a transaction of the ledger that owns the run.
+        write: does something within a transaction of the ledger that owns the run.
     """
     last: int | None = 0
     while last is not None:
-        with begin() as writes:
-            last = _complete_next(writes.connection, writes.run_id, last)
+        last = write(partial(_complete_next, after=last))
 
 
-def _complete_next(connection: Connection, run_id: int, last: int) -> int | None:
-    """The cycles after `last`; the last of them, or None when there is nothing left to do."""
+def _complete_next(writes: Writes, *, after: int) -> int | None:
+    """The next few cycles; the last of them, or None when there is nothing left to do."""
+    connection, run_id = writes.connection, writes.run_id
     of_run = runs.c.id == run_id
     if connection.scalar(sa.select(runs.c.fingerprinted).where(of_run)):
         return None
     numbers = connection.execute(
         sa.select(cycles.c.number, cycles.c.outcome)
-        .where(cycles.c.run_id == run_id, cycles.c.number > last)
+        .where(cycles.c.run_id == run_id, cycles.c.number > after)
         .order_by(cycles.c.number)
         .limit(_CYCLES_AT_ONCE)
     ).all()

@@ -24,6 +24,7 @@ from sqlalchemy import (
 )
 
 from daemon.domain.states import (
+    CheckpointKind,
     CheckpointState,
     ChosenSource,
     CompletionKind,
@@ -45,6 +46,7 @@ from daemon.storage.intake_tables import (
 )
 from daemon.storage.kinds import EVENT_LEVELS, ChangeReason
 from daemon.storage.schema import ROW_ID, cycle, metadata, one_of, run_id, version
+from daemon.storage.upkeep_tables import mirror_tasks, rehearsals, scrubs
 from daemon.storage.watching_tables import (
     breaker_changes,
     engine_checks,
@@ -71,13 +73,16 @@ __all__ = [
     "governor_decisions",
     "lr_changes",
     "metadata",
+    "mirror_tasks",
     "probe_results",
     "probe_runs",
     "refusals",
+    "rehearsals",
     "resting_families",
     "rollbacks",
     "runs",
     "scenarios",
+    "scrubs",
     "source_reads",
     "sources",
     "steps",
@@ -97,6 +102,7 @@ runs = Table(
     Column("head_version", String(128)),
     Column("epoch", Integer, nullable=False),
     Column("fingerprinted", Boolean, nullable=False, server_default=true()),
+    Column("last_write", String(32)),
     UniqueConstraint("name"),
 )
 
@@ -115,9 +121,18 @@ checkpoints = Table(
     Column("state", String(16), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("pruned_after", Integer),
+    Column("kind", String(16), nullable=False, server_default="full"),
+    Column("image_digest", String(128)),
+    Column("image_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("chain_length", Integer, nullable=False, server_default="0"),
+    Column("exact", Boolean, nullable=False, server_default=true()),
+    Column("lossy_after", Integer),
+    Column("pinned_at", UtcDateTime),
+    Column("pin_reason", PortableText),
     PrimaryKeyConstraint("run_id", "version"),
     version("parent_version"),
     one_of("state", CheckpointState),
+    one_of("kind", CheckpointKind),
     CheckConstraint("(parent_version IS NULL) = (cycle IS NULL)", name="base_has_no_cycle"),
     Index("ix_checkpoints_run_id_cycle", "run_id", "cycle"),
 )

@@ -1,0 +1,123 @@
+"""The claims journal's file: one line per claim, `CYCLE KIND HASH`, appended with one write and fsynced.
+
+What a crash can leave is the end of the last write missing, or zeros where its blocks never came to the disk. That is
+read over and cut off. Anything else that is not a claim means that somebody or something changed the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from daemon.domain.errors import DiskError, RestoredBackupError
+from daemon.storage.kinds import ClaimKind
+
+Entry = tuple[int, ClaimKind, str]
+"""Cycle, kind and hash of a claim."""
+
+_LINE = re.compile(rb"([1-9][0-9]{0,9}) (scenario|example) ([!-~]{1,64})\n")
+_LONGEST_LINE = 128
+"""Bytes; no line is longer."""
+
+
+def append(path: Path, cycle_number: int, spent: Sequence[tuple[ClaimKind, str]]) -> None:
+    """Add a cycle's claims; they are on the disk when this returns.
+
+    Raises:
+        DiskError: they are not; what was written of them is cut off before the next are added.
+    """
+    append_entries(path, [(cycle_number, kind, content_hash) for kind, content_hash in spent])
+
+
+def append_entries(path: Path, added: Iterable[Entry]) -> None:
+    """`append`, of any cycles."""
+    lines = "".join(f"{number} {kind.value} {content_hash}\n" for number, kind, content_hash in added)
+    if not lines:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        created = not path.exists()
+        # A descriptor of its own each time: after a failed fsync the old one would report success for lost data.
+        with path.open("ab", buffering=0) as file:
+            file.truncate(_end_of_last_line(path))
+            _write_all(file.fileno(), lines.encode("ascii"))
+            os.fsync(file.fileno())
+        if created:
+            _sync_directory(path.parent)
+    except OSError as error:
+        raise DiskError(f"{path}: {error.strerror}: claims could not be noted; check the disk and its space") from error
+
+
+def entries(path: Path) -> Iterator[Entry]:
+    """Every claim in the journal, in order, but for what a crash left half; none when there is no file.
+
+    Raises:
+        RestoredBackupError: a line is damaged; names it.
+        DiskError: it cannot be read.
+    """
+    for entry, _ in _parsed(path):
+        yield entry
+
+
+def cut_torn_end(path: Path) -> None:
+    """Cut off what a crash left half.
+
+    Raises:
+        RestoredBackupError: a line is damaged; names it.
+        DiskError: it cannot be read or written.
+    """
+    end = max((end for _, end in _parsed(path)), default=0)
+    try:
+        if path.exists() and path.stat().st_size != end:
+            with path.open("r+b") as file:
+                file.truncate(end)
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise DiskError(f"{path}: {error.strerror}; check the disk, and its owner and mode") from error
+
+
+def _parsed(path: Path) -> Iterator[tuple[Entry, int]]:
+    """Each whole line, and where it ends."""
+    end = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                match = _LINE.fullmatch(line)
+                if match is None:
+                    return _require_torn(path, number, line)
+                end += len(line)
+                yield (int(match[1]), ClaimKind(match[2].decode()), match[3].decode()), end
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DiskError(f"{path}: {error.strerror}; check the disk, and its owner and mode") from error
+
+
+def _require_torn(path: Path, number: int, line: bytes) -> None:
+    if line.endswith(b"\n") and b"\0" not in line:
+        raise RestoredBackupError(
+            f"{path}:{number}: not a claim (CYCLE KIND HASH): the file was changed or is damaged, so it cannot be told "
+            "whether the database is an older one; delete that line if the database is the newest there is"
+        )
+
+
+def _end_of_last_line(path: Path) -> int:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = file.seek(max(0, size - _LONGEST_LINE))
+        return start + file.read().rfind(b"\n") + 1
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

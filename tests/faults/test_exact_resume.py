@@ -338,7 +338,12 @@ def _start_driver(seed: str) -> subprocess.Popen[str]:
     here = Path(__file__).parent
     return subprocess.Popen(
         [sys.executable, str(here / "kill_driver.py"), seed],
-        env={**os.environ, "PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": seed},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{here.parent}{os.pathsep}{here.parent.parent}",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONHASHSEED": seed,
+        },
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

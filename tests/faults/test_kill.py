@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from harness import RecordingObserver, check_invariants, dream, flip_bit, make_run, outcomes, query
+from torch import Tensor
 
 from daemon.checkpoints.store import DirectoryStore
 
@@ -20,29 +16,15 @@ POISON = ("training.lr=1.0", "training.allow_unsafe_lr=true")
 KillAt = Callable[..., None]
 
 
-@pytest.fixture(scope="module")
-def kill_at() -> Iterator[KillAt]:
-    """Run one cycle in another process that is killed at a moment: `kill_at(config, moment, *flags)`."""
-    here = Path(__file__).parent
-    driver = subprocess.Popen(
-        [sys.executable, str(here / "kill_driver.py")],
-        env={**os.environ, "PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert driver.stdin is not None and driver.stdout is not None
+class SomebodyElses:
+    """Mirrors the `Snapshot` port: weights that no step of this run made."""
 
-    def run(file: Path, moment: str, *flags: str) -> None:
-        driver.stdin.write(json.dumps([str(file), moment, *flags]) + "\n")
-        driver.stdin.flush()
-        status = int(driver.stdout.readline())
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{moment} never came"
+    weights: Mapping[str, Tensor] = {}
+    changes = None
 
-    yield run
-    driver.stdin.close()
-    driver.wait(timeout=30)
-    driver.stdout.close()
+    def write(self, directory: Path) -> dict[str, str]:
+        (directory / "model.safetensors").write_bytes(b"someone else's")
+        return {"weights_digest": "x", "optimizer_digest": "y"}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +42,10 @@ def kill_at() -> Iterator[KillAt]:
 def test_killed_cycle_ends_as_documented(
     tmp_path: Path, database_url: str, kill_at: KillAt, moment: str, outcome: str, head: str
 ) -> None:
-    """After the restart the killed cycle has its documented outcome, and the next cycle trains from the right head."""
+    """Faults 1 to 4: the killed cycle has its documented outcome, and the next one trains from the right head.
+
+    1 before the claim: abandoned; 2 after it, 3 after the step: lost and spent; 4 after the rename: adopted.
+    """
     file = make_run(tmp_path, database_url)
     kill_at(file, moment)
     observer = RecordingObserver()
@@ -74,7 +59,7 @@ def test_killed_cycle_ends_as_documented(
 
 
 def test_killed_inside_a_rollback(tmp_path: Path, database_url: str, kill_at: KillAt) -> None:
-    """Killed between the verdict and the restore: the head is the target, and the next start verifies the rollback."""
+    """Fault 5: killed between verdict and restore, the head is the target, and the next start verifies the rollback."""
     file = make_run(tmp_path, database_url)
     kill_at(file, "rolled_back", *POISON)
     assert query(file, "select to_version, verified_at from rollbacks") == [("base", None)]
@@ -91,11 +76,7 @@ def test_published_by_another_lineage_is_not_adopted(tmp_path: Path, kill_at: Ki
     kill_at(file, "stepped")
     store = DirectoryStore(tmp_path / "state" / "checkpoints")
 
-    def write(directory: Path) -> dict[str, str]:
-        (directory / "model.safetensors").write_bytes(b"someone else's")
-        return {"weights_digest": "x", "optimizer_digest": "y"}
-
-    store.publish("cycle-000001", write, cycle_number=1, parent=None, batch_hash="another", step=None)
+    store.publish("cycle-000001", SomebodyElses(), cycle_number=1, parent=None, batch_hash="another", step=None)
     dream(file, 1)
     assert outcomes(file) == ["lost", "promoted"]
     (aside,) = (tmp_path / "state" / "checkpoints" / "quarantine").iterdir()

@@ -26,6 +26,7 @@ import harness
 from chaos.killing import Trap, TrappedObserver, watch_operations
 
 from daemon import app
+from daemon.domain import failpoints
 from daemon.domain.errors import DreamdError
 from daemon.scenarios.imports.clean import special_tokens
 
@@ -102,7 +103,10 @@ def _child(order: dict[str, Any]) -> None:
 def _dream(order: dict[str, Any]) -> None:
     attempt = order["attempt"]
     trap = Trap(attempt["point"], attempt["count"], attempt["delay_s"])
-    if attempt["point"]:
+    where, _, name = attempt["point"].partition(":")
+    if where == "failpoint":
+        failpoints.activate({name: f"kill@{attempt['count']}"})
+    elif attempt["kind"] == "disk":
         watch_operations(trap)
     harness.dream(Path(order["config"]), order["cycles"], *attempt["flags"], observer=TrappedObserver(trap))
 

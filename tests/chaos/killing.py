@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import sqlalchemy as sa
 from harness import RecordingObserver
-from sqlalchemy.pool import Pool
 
 from daemon.domain.records import Cycle
 from daemon.ports import ProgressCallback
@@ -67,29 +65,16 @@ class TrappedObserver(RecordingObserver):
 
 
 def watch_operations(trap: Trap) -> None:
-    """From now on each fsync, rename, deletion of a file or directory, and COMMIT of this process is a point.
+    """From now on each fsync, rename, and deletion of a file or directory in this process is a point.
 
     fsync: before it; rename: after it (the new name is there, what follows is not); deletion: before each, so that
-    pruning stops halfway; "commit": before COMMIT; "committed": after it, when the connection goes back to the pool.
+    pruning stops halfway.
     """
     _wrap(trap, "fsync", "fsync", after=False)
     _wrap(trap, "rename", "rename", after=True)
     _wrap(trap, "replace", "rename", after=True)
     _wrap(trap, "unlink", "unlink", after=False)
     _wrap(trap, "rmdir", "unlink", after=False)
-    committing: list[Any] = []
-
-    def commit(connection: sa.Connection) -> None:
-        trap.passed("commit")
-        committing.append(connection)
-
-    def given_back(connection: Any, record: Any) -> None:
-        if committing:
-            committing.clear()
-            trap.passed("committed")
-
-    sa.event.listen(sa.Engine, "commit", commit)
-    sa.event.listen(Pool, "checkin", given_back)
 
 
 def _wrap(trap: Trap, name: str, point: str, *, after: bool) -> None:

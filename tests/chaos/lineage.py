@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from chaos import published
+import zstandard
+from chaos import images, published
 from chaos.findings import Findings
 from chaos.invariants import digest
 from chaos.recorded import Recorded, Row
@@ -57,8 +58,13 @@ def _as_recorded(recorded: Recorded, row: Row, directory: Path, findings: Findin
     if "exact" in row and row["state"] != "pruned":
         agrees = bool(row["exact"]) != published.is_lossy(directory)
         findings.check("I2 lossy in row and directory", agrees, f"{version}: exact is {row['exact']} in its row only")
-    if not published.is_lossy(directory):
+    if published.is_lossy(directory):
+        left = [name for name in (published.WEIGHTS, published.OPTIMIZER) if (directory / name).exists()]
+        findings.check("I2 lossy checkpoints without exact files", not left, f"{version}: lossy, but has {left}")
+    else:
         _tensors(version, manifest, directory, findings)
+    if manifest.get("image_digest") is not None:
+        _image(row, manifest, directory, findings)
 
 
 def _tensors(version: str, manifest: dict[str, Any], directory: Path, findings: Findings) -> None:
@@ -69,9 +75,23 @@ def _tensors(version: str, manifest: dict[str, Any], directory: Path, findings: 
         fits = published.tensors_digest(tensors) == manifest[name]
         findings.check("I3 digests computed anew", fits, f"{version}: {name} is not that of its file")
     if manifest.get("image_digest") is not None:
-        image = published.tensors_digest(published.image_of(weights))
-        fits = image == manifest["image_digest"]
-        findings.check("I3 images computed anew", fits, f"{version}: its image is not its weights, rounded")
+        fits = images.image_digest(images.rounded(weights)) == manifest["image_digest"]
+        findings.check("I3 images that are the weights, rounded", fits, f"{version}: its image is not its weights")
+
+
+def _image(row: Row, manifest: dict[str, Any], directory: Path, findings: Findings) -> None:
+    """The image that its chain gives, through every delta back to a keyframe or the base."""
+    version = row["version"]
+    for name in ("kind", "image_digest", "chain_length"):
+        same = manifest[name] == row[name]
+        findings.check("I3 fields in row and manifest", same, f"{version}: {name} differs in row and manifest")
+    try:
+        image, length = images.chain_image(directory.parent, version)
+        said = None if images.image_digest(image) == manifest["image_digest"] else "its chain gives another image"
+        said = said if length == manifest["chain_length"] else f"its chain has {length} deltas"
+    except (OSError, ValueError, KeyError, zstandard.ZstdError) as error:
+        said = f"its chain cannot be read ({error!r})"
+    findings.check("I2 images from their chains", said is None, f"{version}: {said}")
 
 
 def _nothing_else(recorded: Recorded, root: Path, findings: Findings) -> None:

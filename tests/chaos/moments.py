@@ -14,7 +14,12 @@ STATES = ("swept", "paired", "claimed", "stepped", "published", "probed")
 STAGES = ("load trainer", "load engine", "load", "engine", "sample", "sweep", "judge", "step", "publish", "probe")
 RESTORING = ("log:rolled_back", "stage:restore", "stage:verify", "log:rollback_verified")
 
-_KINDS = {"clock": 30, "start": 12, "state": 18, "stage": 12, "commit": 12, "disk": 10, "restore": 6}
+FAILPOINTS = ("cycle.sweep", "cycle.step", "cycle.restore", "store.write", "store.fsync", "store.rename")
+FAILPOINTS += ("store.renamed", "ledger.commit", "ledger.committed")
+MANY = ("store.fsync", "ledger.commit", "ledger.committed")
+"""Failpoints that a start and a cycle pass many times."""
+
+_KINDS = {"clock": 28, "start": 12, "state": 12, "stage": 12, "failpoint": 14, "disk": 12, "restore": 10}
 """Kind of moment -> its weight."""
 
 
@@ -27,7 +32,7 @@ class Attempt:
     share: float = 0.0
     """0 to 1, of the usual time; only of kinds that go by the clock."""
     point: str = ""
-    """ "state:NAME", "stage:NAME", "log:NAME", or an operation: "commit", "committed", "fsync", "rename", "unlink"."""
+    """ "state:NAME", "stage:NAME", "log:NAME", "failpoint:NAME", or an operation: "fsync", "rename", "unlink"."""
     count: int = 1
     """At which occurrence of the point."""
     delay_s: float = 0.0
@@ -63,7 +68,7 @@ def _attempt(generator: random.Random, kind: str) -> Attempt:
         return Attempt(kind, 0.0, f"stage:{generator.choice(STAGES)}", generator.randint(1, 2), delay, flags)
     if kind == "restore":
         return Attempt(kind, 0.0, generator.choice(RESTORING), 1, delay, flags)
-    if kind == "commit":
-        # Before or after COMMIT: about thirty of them are in a start and a cycle.
-        return Attempt(kind, 0.0, generator.choice(("commit", "committed")), generator.randint(1, 45), 0.0, flags)
+    if kind == "failpoint":
+        name = generator.choice(FAILPOINTS)
+        return Attempt(kind, 0.0, f"failpoint:{name}", generator.randint(1, 40 if name in MANY else 2), 0.0, flags)
     return Attempt(kind, 0.0, generator.choice(("fsync", "rename", "unlink")), generator.randint(1, 12), 0.0, flags)

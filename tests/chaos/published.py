@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from blake3 import blake3
 
 MANIFEST = "manifest.json"
@@ -114,18 +113,3 @@ def tensors_digest(tensors: Tensors) -> str:
         hasher.update(f"{name}\0torch.{tensor.dtype}\0{tensor.shape}\0".encode())
         hasher.update(tensor.content)
     return hasher.hexdigest()
-
-
-def image_of(weights: Tensors) -> Tensors:
-    """Weights rounded to bfloat16, to the nearest, ties to even."""
-    return {name: _rounded(tensor) for name, tensor in weights.items()}
-
-
-def _rounded(tensor: StoredTensor) -> StoredTensor:
-    if tensor.dtype == "bfloat16":
-        return tensor
-    if tensor.dtype != "float32":
-        raise ValueError(f"weights of dtype {tensor.dtype}")
-    bits = np.frombuffer(tensor.content, dtype="<u4").astype(np.uint64)
-    halves = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return StoredTensor("bfloat16", tensor.shape, halves.astype("<u2").tobytes())

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from chaos import images, published
 from safetensors.torch import save_file
 
-from chaos import images, published
 from daemon.checkpoints.delta import write_delta
 from daemon.checkpoints.image import changes_between, image_digest, image_of, write_keyframe
 

@@ -21,24 +21,35 @@ STEP = StepReport(
 )  # fmt: skip
 
 
-def write(directory: Path) -> Mapping[str, Any]:
-    (directory / "model.safetensors").write_bytes(b"w" * 1000)
-    (directory / "optimizer.state").write_bytes(b"o" * 500)
-    return {"weights_digest": "w", "optimizer_digest": "o"}
+class Fake:
+    """Mirrors `ports.Snapshot`: writes two files, fails if told to; has no parameters."""
+
+    weights: Mapping[str, Any] = {}
+    changes: Mapping[str, Any] | None = None
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+    def write(self, directory: Path) -> Mapping[str, Any]:
+        (directory / "model.safetensors").write_bytes(b"w" * 1000)
+        (directory / "optimizer.state").write_bytes(b"o" * 500)
+        if self.error is not None:
+            raise self.error
+        return {"weights_digest": "w", "optimizer_digest": "o"}
 
 
 def publish(store: DirectoryStore, version: str = "cycle-000001", parent: Checkpoint | None = None) -> Checkpoint:
-    return store.publish(version, write, cycle_number=1, parent=parent, batch_hash="b", step=STEP)
+    return store.publish(version, Fake(), cycle_number=1, parent=parent, batch_hash="b", step=STEP)
 
 
 def test_published_checkpoint_verifies_and_keeps_its_step(tmp_path: Path) -> None:
     """What publish returns is what verify reads back, lineage and step included."""
     store = DirectoryStore(tmp_path)
-    base = store.publish("base", write, cycle_number=None, parent=None, batch_hash=None, step=None)
+    base = store.publish("base", Fake(), cycle_number=None, parent=None, batch_hash=None, step=None)
     checkpoint = publish(store, parent=base)
     assert store.verify("cycle-000001") == checkpoint
     assert checkpoint.parent_version == "base"
-    assert checkpoint.size_bytes == 1500
+    assert checkpoint.size_bytes == 1500 + checkpoint.image_bytes
     assert store.parent_root_hash("cycle-000001") == base.root_hash
     assert store.step_report("cycle-000001") == STEP
     assert store.open(checkpoint) == tmp_path / "cycle-000001"
@@ -93,12 +104,8 @@ def test_failed_write_leaves_nothing(tmp_path: Path, error: BaseException) -> No
     """A full disk, or an interruption, in the middle of writing leaves no file behind."""
     store = DirectoryStore(tmp_path)
 
-    def fail(directory: Path) -> Mapping[str, Any]:
-        write(directory)
-        raise error
-
     with pytest.raises((DiskError, KeyboardInterrupt)):
-        store.publish("cycle-000001", fail, cycle_number=1, parent=None, batch_hash=None, step=None)
+        store.publish("cycle-000001", Fake(error), cycle_number=1, parent=None, batch_hash=None, step=None)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -136,7 +136,7 @@ def _layer_diff(name: str, before: Tensor, after: Tensor) -> LayerDiff:
     if not num_changed:
         return LayerDiff(name, before.numel(), 0, 0.0, 0.0)
     difference = after.view(-1)[changed].double() - before.view(-1)[changed].double()
-    moved, norm = float(difference.norm()), float(before.double().norm())
+    moved, norm = float(difference.norm()), float(torch.linalg.vector_norm(before, dtype=torch.float64))
     relative = moved / norm if norm else math.inf if moved else 0.0
     return LayerDiff(name, before.numel(), num_changed, float(difference.abs().sum()) / before.numel(), relative)
 

@@ -15,17 +15,21 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from daemon.checkpoints.mirror import FsspecMirror
+from daemon.checkpoints.scrub import StoreScrubber
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config import Config, Loaded
 from daemon.config.load import JUDGE_KEY_VARIABLE
 from daemon.config.schedule import plan_step
 from daemon.config.sections import PreferencesConfig
 from daemon.cycle.guard import Pause, before_cycle
+from daemon.cycle.mirroring import queue_all
 from daemon.cycle.recover import recover
 from daemon.cycle.restore import restore
 from daemon.cycle.restore import verify as verify_rollback
 from daemon.cycle.run import run_cycle
 from daemon.cycle.stages import Stages
+from daemon.cycle.upkeep import maintain
+from daemon.domain import failpoints
 from daemon.domain.errors import CheckpointError, ConfigError, UsageError
 from daemon.domain.novelty import conversation_text
 from daemon.domain.records import Checkpoint
@@ -127,6 +131,7 @@ def serve(
         DreamdError: a stage failed.
     """
     config = loaded.config
+    failpoints.activate_from(os.environ)
     with _owned(loaded) as (ledger, run, source):
         notifier.ready()
         stages: list[Stages] = []
@@ -134,13 +139,19 @@ def serve(
         def setup() -> None:
             stages.append(prepare(_build(config, ledger, run.seed, source, observer)))
             recover(stages[0])
+            queue_all(stages[0])
 
         def teardown() -> None:
             for built in stages:
                 built.engine.close()
 
         def one_cycle() -> Outcome | Pause:
-            return before_cycle(stages[0], datetime.now(UTC)) or run_cycle(stages[0])
+            pause = before_cycle(stages[0], datetime.now(UTC))
+            if pause is not None:
+                return pause
+            outcome = run_cycle(stages[0])
+            maintain(stages[0])
+            return outcome
 
         service = Service(
             one_cycle, stop, config.service.interval_s, cycles, setup=setup, teardown=teardown, notifier=notifier
@@ -282,6 +293,7 @@ def _acquire(engine: Any, config: Config) -> SqlLedger:
         baked_after=config.watchdog.baked_after,
         rest_cycles=config.governor.rest_cycles,
         reference_items=config.watchdog.reference_items,
+        journal=config.run.claims_log,
     )
 
 
@@ -348,7 +360,8 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
         baked_after=config.watchdog.baked_after,
         warmup_cycles=config.watchdog.warmup_cycles,
         reference_items=config.watchdog.reference_items,
-        mirror=mirror_of(config),
+        mirror=mirror_of(config, observer.check_stop),
+        scrubber=StoreScrubber(store),
         scrub_bytes=config.checkpoints.scrub_mib * 2**20,
         rehearse_every=timedelta(days=days) if (days := config.checkpoints.rehearse_every_days) else None,
     )
@@ -360,10 +373,14 @@ def retention(config: Config) -> Retention:
     return Retention(kept.keep_last, kept.keep_every, kept.keep_exact, kept.keep_rollbacks, config.watchdog.baked_after)
 
 
-def mirror_of(config: Config) -> Mirror | None:
-    """The second place for checkpoints, if there is one."""
+def mirror_of(config: Config, check: Callable[[], None] = lambda: None) -> Mirror | None:
+    """The second place for checkpoints, if there is one; `check` is called while it is waited for."""
     settings = config.checkpoints
-    return None if settings.mirror_url is None else FsspecMirror(settings.mirror_url, exact=settings.mirror_exact)
+    return (
+        None
+        if settings.mirror_url is None
+        else FsspecMirror(settings.mirror_url, exact=settings.mirror_exact, check=check)
+    )
 
 
 def _base_settings(config: Config, cycle_number: int, packs: frozenset[str]) -> BaseSettings:
@@ -415,7 +432,7 @@ def _engine(config: Config, model_dir: Path, encoder: ChatEncoder, device: str) 
 
 
 def _store(config: Config) -> DirectoryStore:
-    return DirectoryStore(config.run.state_dir / "checkpoints", keyframe_every=config.checkpoints.keyframe_every)
+    return DirectoryStore(config.run.checkpoints_dir, keyframe_every=config.checkpoints.keyframe_every)
 
 
 def _device(config: Config) -> str:

@@ -13,11 +13,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from daemon.config.sections import Config, PhaseConfig
+from daemon.domain import failpoints
 from daemon.domain.errors import ConfigError, PermissionDeniedError
 
 ENV_PREFIX = "DREAMD_"
 CONFIG_VARIABLE = "DREAMD_CONFIG"
 JUDGE_KEY_VARIABLE = "DREAMD_JUDGE_KEY"
+_NO_SETTINGS = {CONFIG_VARIABLE, JUDGE_KEY_VARIABLE, failpoints.VARIABLE, failpoints.TESTING_VARIABLE}
 """Key of the endpoint at preferences.judge_url: a secret, so it is no setting and is recorded nowhere."""
 DEFAULT_FILE = Path("dreamd.toml")
 
@@ -95,7 +97,7 @@ def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _environment(environ: Mapping[str, str]) -> Iterable[tuple[str, str, Any]]:
     for name in sorted(environ):
-        if name.startswith(ENV_PREFIX) and name not in (CONFIG_VARIABLE, JUDGE_KEY_VARIABLE):
+        if name.startswith(ENV_PREFIX) and name not in _NO_SETTINGS:
             section, separator, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
             if not separator:
                 raise ConfigError(f"{name}: unknown variable; write DREAMD_SECTION__KEY, two underscores between")

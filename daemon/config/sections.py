@@ -38,6 +38,15 @@ class RunConfig(Section):
         return value
 
     @property
+    def checkpoints_dir(self) -> Path:
+        return self.state_dir / "checkpoints"
+
+    @property
+    def claims_log(self) -> Path:
+        """Beside the checkpoints, so that both go into the same backup."""
+        return self.checkpoints_dir / "claims.log"
+
+    @property
     def url(self) -> str:
         """`database_url`, or the SQLite file in the state directory."""
         return self.database_url or f"sqlite:///{self.state_dir / 'dreamd.sqlite3'}"

@@ -21,7 +21,7 @@ class Difference:
     """How much the weights of a parameter, or of a layer, differ."""
 
     name: str
-    num_weights: int
+    num_elements: int
     num_changed: int
     fraction_changed: float
     """0 to 1."""
@@ -60,16 +60,16 @@ def layer_of(parameter: str) -> str:
 def _together(
     name: str, members: list[LayerDiff], before: Mapping[str, Tensor], after: Mapping[str, Tensor]
 ) -> Difference:
-    num_weights, num_changed = (sum(getattr(m, field) for m in members) for field in ("num_weights", "num_changed"))
-    total = sum(member.mean_abs_difference * member.num_weights for member in members)
+    num_elements, num_changed = (sum(getattr(m, field) for m in members) for field in ("num_elements", "num_changed"))
+    total = sum(member.mean_abs_difference * member.num_elements for member in members)
     moved = math.hypot(*(_norm(after[m.name].double() - before[m.name].double()) for m in members if m.num_changed))
     length = math.hypot(*(_norm(before[member.name]) for member in members))
     return Difference(
         name=name,
-        num_weights=num_weights,
+        num_elements=num_elements,
         num_changed=num_changed,
-        fraction_changed=num_changed / max(1, num_weights),
-        mean_abs_difference=total / max(1, num_weights),
+        fraction_changed=num_changed / max(1, num_elements),
+        mean_abs_difference=total / max(1, num_elements),
         relative_norm=moved / length if length else None if moved else 0.0,
     )
 

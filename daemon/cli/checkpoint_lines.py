@@ -27,8 +27,8 @@ def list_row(row: Record) -> list[Any]:
         row["kind"],
         weights(row),
         "pinned" if row["pinned"] else None,
-        row["chain_length"],
-        size(row["image_bytes"]),
+        None if _gone(row) else row["chain_length"],
+        None if _gone(row) else size(row["image_bytes"]),
         size(row["bytes_on_disk"]),
         row["mirrored"],
         "head" if row["is_head"] else None,
@@ -90,7 +90,7 @@ def file_rows(files: Sequence[Record]) -> list[list[Any]]:
 
 def diff_row(part: Difference) -> list[Any]:
     share = f"{part.fraction_changed:.4%}"
-    return [part.name, share, part.mean_abs_difference, part.relative_norm, part.num_weights]
+    return [part.name, share, part.mean_abs_difference, part.relative_norm, part.num_elements]
 
 
 def weights(row: Record) -> str:

@@ -154,6 +154,7 @@ def diff(
     """Which layers changed, and how much.
 
     The one that changed most from A to B comes first. Compared are the images, in bfloat16.
+
     "changed" is the share of weights whose bfloat16 value differs; "relative" the length of the difference over the
     length of A's weights.
 
@@ -170,7 +171,7 @@ def diff(
         return
     columns = (str(by), "changed", "mean |difference|", "relative", "weights")
     print_table(columns, map(diff_row, found[:top]))
-    total, changed = sum(part.num_weights for part in found), sum(part.num_changed for part in found)
+    total, changed = sum(part.num_elements for part in found), sum(part.num_changed for part in found)
     left_out = f"; {len(found) - top} more not shown" if len(found) > top else ""
     echo(f"{pair[0]['version']} -> {pair[1]['version']}: {changed} of {total} weights differ{left_out}")
 

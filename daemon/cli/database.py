@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load
-from daemon.cli.output import print_json, print_pairs
+from daemon.cli.output import echo, print_json, print_pairs
 from daemon.domain.errors import UsageError
 
 CLAIMS_LOG = "claims.log"
@@ -72,4 +72,7 @@ def adopt_journal(
             adopted = journal.adopt_journal(engine, settings.name, file)
     finally:
         engine.dispose()
-    print_json(adopted) if as_json else print_pairs(adopted)
+    if as_json:
+        print_json({"journal": str(file), "claims": adopted})
+    else:
+        echo(f"{adopted} claims that only {file} knew are spent now" if adopted else "the database knew all of it")

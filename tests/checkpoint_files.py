@@ -11,13 +11,17 @@ from daemon.domain.states import CheckpointKind
 
 
 def make_directory(
-    root: Path, version: str = "cycle-000007", kind: CheckpointKind = CheckpointKind.DELTA, **changes: object
+    root: Path,
+    version: str = "cycle-000007",
+    kind: CheckpointKind = CheckpointKind.DELTA,
+    num_bytes: int = 3_000_001,
+    **changes: object,
 ) -> tuple[Path, Checkpoint]:
-    """A published checkpoint of random bytes under `root`: exact files of 3 MB and 0.2 MB, and an image unless full."""
+    """A published checkpoint of random bytes under `root`; `num_bytes` of weights, and an image unless it is full."""
     directory = root / version
     directory.mkdir(parents=True)
     generator = random.Random(version)
-    sizes = {"model.safetensors": 3_000_001, "optimizer.state": 200_000}
+    sizes = {"model.safetensors": num_bytes, "optimizer.state": 200_000}
     if kind is not CheckpointKind.FULL:
         sizes[f"image.{kind}"] = 50_000
     for name, size in sizes.items():

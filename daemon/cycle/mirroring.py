@@ -33,7 +33,7 @@ def queue_all(stages: Stages) -> None:
 def send_due(stages: Stages, now: datetime) -> None:
     """Queue the head, and send a few of what is queued.
 
-    A failure makes the whole mirror rest, 1 minute at first and 6 hours at most: it is hardly ever about one checkpoint.
+    A failure makes the whole mirror rest, 1 minute at first, 6 hours at most: it is hardly ever about one checkpoint.
     """
     mirror, ledger = stages.mirror, stages.ledger
     if mirror is None:

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from daemon.cycle.mending import HeadDamagedError, mend
 from daemon.cycle.mirroring import send_due
@@ -70,7 +70,9 @@ def _scrub(stages: Stages, _now: datetime) -> None:
 def _rehearse(stages: Stages, now: datetime) -> None:
     """Restore the anchor that a rollback would go to, and the image with the longest chain, both without using them."""
     last = stages.ledger.last_rehearsal_at()
-    if stages.rehearse_every is None or (last is not None and now - last < stages.rehearse_every):
+    if stages.rehearse_every is None:
+        return
+    if last is not None and timedelta() <= now - last < stages.rehearse_every:  # below 0: the clock was set back
         return
     images = [c for c in stages.ledger.checkpoints() if not c.exact and c.state is not CheckpointState.PRUNED]
     images.sort(key=lambda checkpoint: (checkpoint.chain_length, checkpoint.cycle_number or 0))

@@ -105,7 +105,7 @@ def test_a_parameter_that_is_not_trained_has_no_changes(model_dir: Path, tmp_pat
 
 
 def test_changes_are_unknown_rather_than_wrong(model_dir: Path, tmp_path: Path) -> None:
-    """None before a step, after a second one without `adopt`, and from weights that are no checkpoint's."""
+    """None before a step, after `adopt`, after a second step without it, and from weights that are no checkpoint's."""
     store = Folders(tmp_path / "checkpoints")
     fresh = unnamed(model_dir, store)
     assert fresh.snapshot().changes is None
@@ -123,6 +123,8 @@ def test_changes_are_unknown_rather_than_wrong(model_dir: Path, tmp_path: Path) 
     assert policy.snapshot().changes is None
     policy.step(batch(model_dir, 3, "v2"))
     assert policy.snapshot().changes is not None
+    policy.adopt("v3")
+    assert policy.snapshot().changes is None
     policy.restore(saved)
     assert policy.snapshot().changes is None
     policy.step(batch(model_dir, 4, "base"))

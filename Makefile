@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help run test check lint lock clean bench-step bench-judges bench-ledger bench-watchdog sabotage
+.PHONY: help run test check lint lock clean bench-step bench-judges bench-ledger bench-checkpoints bench-watchdog sabotage chaos
 
 help:
 	@echo "make run     install, build the small model, run 3 dream cycles, say what happened"
@@ -15,8 +15,10 @@ help:
 	@echo "make bench-step  time and memory of one step beside TRL's, and of APOLLO beside AdamW (about 12 minutes)"
 	@echo "make bench-judges  how often each judge is right on labelled answers (about 10 minutes)"
 	@echo "make bench-ledger  ms per near-duplicate check among 10^3, 10^5, 10^6 examples (about 20 minutes)"
+	@echo "make bench-checkpoints  bytes and seconds per step beside save_pretrained and torch's (about 10 minutes)"
 	@echo "make bench-watchdog  false rollbacks and delays of the watchdog, simulated (about 5 minutes)"
 	@echo "make sabotage  30 clean cycles of the small model, then six kinds of sabotage and a control (about 2 hours)"
+	@echo "make chaos   a tiny model is killed 200 times on each database, then everything is checked (N=, DATABASE=, SEED=)"
 	@echo "make lock    resolve requirements/cpu.lock anew, after a change in pyproject.toml"
 	@echo "make clean   delete caches and build output (not .venv, not var/)"
 
@@ -46,11 +48,21 @@ bench-judges: $(INSTALLED)
 bench-ledger: $(INSTALLED)
 	$(BIN)/python -m benchmarks.ledger
 
+bench-checkpoints: $(INSTALLED)
+	$(BIN)/python -m benchmarks.checkpoints
+
 bench-watchdog: $(INSTALLED)
 	$(BIN)/python -m benchmarks.watchdog
 
 sabotage: $(INSTALLED)
 	$(BIN)/python -m benchmarks.sabotage
+
+N ?= 200
+DATABASE ?= both
+SEED ?= 1
+
+chaos: $(INSTALLED)
+	PYTHONPATH=.:tests $(BIN)/python -m chaos.run --kills $(N) --database $(DATABASE) --seed $(SEED)
 
 lock: $(INSTALLED)
 	$(BIN)/python requirements/lock.py

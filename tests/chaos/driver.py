@@ -27,6 +27,7 @@ class Ended:
     code: int
     """Its exit code, as a service manager would see it; minus the signal if one ended it."""
     seconds: float
+    cpu_s: float
 
 
 class Driver:

@@ -67,18 +67,24 @@ def _wait(child: int, started: float, order: dict[str, Any]) -> dict[str, Any]:
     deadline = order.get("kill_after_s")
     hung = False
     while True:
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status, used = os.wait4(child, os.WNOHANG)
         seconds = time.monotonic() - started
         if done:
             break
         hung = seconds > order["limit_s"]
         if hung or (deadline is not None and seconds >= deadline):
             os.killpg(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
+            _, status, used = os.wait4(child, 0)
             break
         time.sleep(_POLL_S)
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    return {"killed": killed, "hung": hung, "code": os.waitstatus_to_exitcode(status), "seconds": seconds}
+    return {
+        "killed": killed,
+        "hung": hung,
+        "code": os.waitstatus_to_exitcode(status),
+        "seconds": seconds,
+        "cpu_s": used.ru_utime + used.ru_stime,
+    }
 
 
 def _child(order: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,8 @@ class Progress:
     """A clean start, about."""
     cycle_s: float = 0.5
     """A cycle, about."""
+    cpu_s: float = 0.0
+    """Of all children."""
 
     @property
     def seconds(self) -> float:
@@ -65,21 +68,25 @@ class Progress:
 
     def line(self) -> str:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.by_kind.items()))
-        each = self.seconds / max(1, self.kills)
+        each, cpu = self.seconds / max(1, self.kills), self.cpu_s / max(1, self.kills)
         return (
-            f"{self.kills}/{self.wanted} kills in {self.seconds:.0f} s ({each:.2f} s each; {self.missed} children "
-            f"ended first): {kinds}"
+            f"{self.kills}/{self.wanted} kills in {self.seconds:.0f} s ({each:.2f} s each, {cpu:.2f} s of CPU; "
+            f"{self.missed} children ended first): {kinds}"
         )
 
 
 def main() -> int:
     options = _options()
+    work = options.work or Path(tempfile.mkdtemp(prefix="dreamd-chaos-"))
     status = 0
     for kind in ("sqlite", "postgresql") if options.database == "both" else (options.database,):
-        work = options.work or Path(tempfile.mkdtemp(prefix="dreamd-chaos-"))
+        if (work / kind).exists():
+            raise ChaosError(f"{work / kind} is there already; choose another --work")
         (work / kind).mkdir(parents=True)
         with _database(kind, work / kind) as url:
             status |= chaos(work / kind, url, options.kills, options.seed, options.minutes)
+    if status == 0 and options.work is None:
+        shutil.rmtree(work)
     return status
 
 
@@ -114,6 +121,7 @@ def _one(driver: Driver, config: Path, work: Path, url: str, attempt: Attempt, p
     horizon = {"clock": progress.start_s + 3 * progress.cycle_s, "start": progress.start_s}.get(attempt.kind)
     kill_after = None if horizon is None else attempt.share * horizon
     ended = _start(driver, config, 3, attempt, kill_after)
+    progress.cpu_s += ended.cpu_s
     if not ended.killed:
         _require_clean(ended, work, f"a child with {attempt}")
         progress.missed += 1

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from daemon.domain.errors import SchemaError
-from daemon.storage.database import open_database, reading, redacted, writing
+from daemon.storage.backup import back_up_schema
+from daemon.storage.database import open_database, reading, redacted, sqlite_path, writing
 
 SCHEMA_REVISION = "0006"
 """The revision this program reads and writes: Alembic's head. Revisions are numbered, so order is plain."""
@@ -36,9 +37,13 @@ def migrations_folder() -> Path:
 def upgrade(url: str) -> str:
     """Create or migrate the schema in one transaction; returns the revision it is at now.
 
+    An SQLite file that has a schema is copied first: `NAME.schema-REVISION-TIME.bak` beside it, verified. Of a
+    PostgreSQL database the operator makes a backup: `check_schema`, which refuses the older one, says how.
+
     Raises:
         SchemaError: the database is newer than this program; nothing changed.
         DatabaseError: unreachable, or a migration failed; nothing changed.
+        DiskError: the copy could not be made; nothing changed.
     """
     from alembic import command
 
@@ -50,6 +55,9 @@ def upgrade(url: str) -> str:
             found = _stored_revision(connection)
             if found is not None and _is_newer(found):
                 raise _newer(engine, found)
+            path = sqlite_path(engine.url)
+            if path is not None and found is not None and found != SCHEMA_REVISION:
+                back_up_schema(path, found)  # by the file's writer: nothing changes between the copy and the migration
             command.upgrade(alembic_config(connection), "head")
     finally:
         engine.dispose()
@@ -81,8 +89,7 @@ def check_schema(engine: Engine) -> None:
     if _is_newer(found):
         raise _newer(engine, found)
     raise SchemaError(
-        f"{redacted(engine.url)}: schema {found} is older than this program's {SCHEMA_REVISION}; "
-        "run `dreamd db upgrade`"
+        f"{redacted(engine.url)}: schema {found} is older than this program's {SCHEMA_REVISION}; {_how(engine)}"
     )
 
 
@@ -101,6 +108,13 @@ def _stored_revision(connection: Connection) -> str | None:
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
     return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _how(engine: Engine) -> str:
+    if engine.dialect.name == "sqlite":
+        return "run `dreamd db upgrade`, which makes a backup first"
+    name = engine.url.database
+    return f"make a backup (`pg_dump -Fc -f {name}.dump {name}`), then run `dreamd db upgrade`"
 
 
 def _is_newer(revision: str) -> bool:

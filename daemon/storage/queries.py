@@ -287,8 +287,8 @@ def _counts(connection: Connection, column: sa.Column[Any], run_id: int) -> dict
 
 
 def _select(table: Table) -> Select[Any]:
-    """All columns but the surrogate `run_id`, which says nothing to a person."""
-    return sa.select(*(column for column in table.c if column.name != "run_id"))
+    """All columns but those that say nothing to a person."""
+    return sa.select(*(column for column in table.c if column.name not in ("run_id", "last_write")))
 
 
 def _records(connection: Connection, statement: Select[Any]) -> list[Record]:

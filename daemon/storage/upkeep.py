@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -218,7 +219,7 @@ def _update(writes: Writes, version: str, **values: object) -> None:
     writes.connection.execute(sa.update(checkpoints).where(of_version).values(values))
 
 
-def _update_task(writes: Writes, version: str, values: dict[str, object]) -> None:
+def _update_task(writes: Writes, version: str, values: Mapping[str, object]) -> None:
     changed = writes.connection.execute(sa.update(mirror_tasks).where(_task(writes.run_id, version)).values(values))
     if changed.rowcount != 1:
         raise DreamdError(f"checkpoint {version} is not in the mirror's queue")

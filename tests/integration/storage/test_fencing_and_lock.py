@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from sqlalchemy import Engine
 from daemon.domain.errors import FencedError, LockedError
 from daemon.domain.records import Cycle, Draw
 from daemon.domain.states import BreakerState, CycleState, Decision, Outcome
+from daemon.domain.upkeep import Rehearsal, ScrubResult
 from daemon.domain.verdicts import Breaker, Rollback
 from daemon.ports import Ledger
 from daemon.storage import tables
@@ -37,7 +39,8 @@ from daemon.storage.lock import RunLock
 READS = {
     "head", "checkpoint", "checkpoints", "lineage", "refuse", "sources", "cycle", "unfinished", "examples",
     "step_report", "probe_results", "probe_budget", "history", "resting", "records", "governor_decisions", "breaker",
-    "adjustments", "pending_rollbacks", "next_cycle_number",
+    "adjustments", "pending_rollbacks", "next_cycle_number", "rollback_sides", "mirror_tasks", "scrub_order",
+    "last_rehearsal_at",
 }  # fmt: skip
 
 WRITES: dict[str, Callable[[SqlLedger, Cycle], Any]] = {
@@ -61,6 +64,14 @@ WRITES: dict[str, Callable[[SqlLedger, Cycle], Any]] = {
     "close": lambda ledger, cycle: ledger.close(cycle, Outcome.FAILED, "test"),
     "record_seconds": lambda ledger, cycle: ledger.record_seconds(cycle, {"sweep": 1.0}),
     "pruned": lambda ledger, cycle: ledger.pruned("base"),
+    "made_lossy": lambda ledger, cycle: ledger.made_lossy("base"),
+    "pin": lambda ledger, cycle: ledger.pin("base", "test"),
+    "unpin": lambda ledger, cycle: ledger.unpin("base"),
+    "enqueue_mirror": lambda ledger, cycle: ledger.enqueue_mirror("base"),
+    "mirrored": lambda ledger, cycle: ledger.mirrored("base"),
+    "mirror_failed": lambda ledger, cycle: ledger.mirror_failed("base", "test", datetime.now(UTC)),
+    "record_scrub": lambda ledger, cycle: ledger.record_scrub(ScrubResult("base", True, 1)),
+    "record_rehearsal": lambda ledger, cycle: ledger.record_rehearsal(Rehearsal("base", True, 1.0)),
     "event": lambda ledger, cycle: ledger.event("anything"),
     "register_base": lambda ledger, cycle: ledger.register_base(make_checkpoint()),
 }

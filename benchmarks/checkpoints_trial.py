@@ -1,0 +1,206 @@
+"""The measured runs of `benchmarks.checkpoints`. Needs torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+
+from benchmarks.checkpoints_report import RestoreFigures, Saved, StepFigures
+from benchmarks.pairs import Pair, Shape, build_pairs
+from daemon.checkpoints.image import digest_of_weights
+from daemon.checkpoints.store import DirectoryStore
+from daemon.config.sections import TrainingConfig
+from daemon.domain.hashing import batch_hash, digest
+from daemon.domain.records import Batch, Checkpoint, Example, StepReport
+from daemon.domain.states import ChosenSource, ExampleKind, Side
+from daemon.ports import Publication
+from daemon.training.policy import TorchPolicy
+from daemon.training.snapshot import OPTIMIZER_FILE, WEIGHTS_FILE
+
+LR = 1e-5
+_CALIBRATION_CALLS = 3
+_SAVE_PRETRAINED, _DCP, _ALONE, _BESIDE = "save_pretrained", "dcp", "alone", "beside"
+
+
+class Trial:
+    """Steps one policy, and has every peer save it after each step."""
+
+    def __init__(self, model_dir: Path, scratch: Path, shape: Shape, num_steps: int, work_s: float) -> None:
+        """Load the model, publish it as base, and find out how much work takes `work_s` seconds.
+
+        Args:
+            shape: of each step's batch; every step has pairs of its own.
+        """
+        self._scratch, self._per_step = scratch, shape.num_pairs
+        self._pairs = build_pairs(model_dir, replace(shape, num_pairs=num_steps * shape.num_pairs))
+        # What is published alone and what is published beside other work: the same lineage twice.
+        self._stores = {name: DirectoryStore(scratch / name) for name in (_ALONE, _BESIDE)}
+        store = self._stores[_ALONE]
+        config = TrainingConfig(lr=LR)
+        self._policy = TorchPolicy(model_dir, config, "cpu", store.open, open_image=store.image)
+        self._heads: dict[str, Checkpoint] = {}
+        for name in self._stores:
+            self._heads[name] = self._begin(name, "base", None).result()
+        self._policy.adopt("base")
+        self._published: list[Checkpoint] = []
+        self._calls = 1
+        self._work()  # the first call also pays for what every later one reuses
+        seconds = min(_timed(self._work) for _ in range(_CALIBRATION_CALLS))
+        self._calls = max(1, round(work_s / seconds))
+
+    def step(self, number: int) -> StepFigures:
+        """One optimizer step, saved by every peer."""
+        version = f"cycle-{number:06d}"
+        report = self._policy.step(self._batch(number))
+        saved = {_ALONE: self._alone(version, report)}
+        saved[_SAVE_PRETRAINED] = self._peer(_SAVE_PRETRAINED, self._save_pretrained)
+        optimizer_state = load_file(self._stores[_ALONE].path(version) / OPTIMIZER_FILE)
+        saved[_DCP] = self._peer(_DCP, partial(self._save_dcp, optimizer_state))
+        work_s = _timed(self._work)
+        saved[_BESIDE], blocked_s = self._beside(version, report, work_s)
+        self._policy.adopt(version)
+        checkpoint = self._heads[_ALONE]
+        self._published.append(checkpoint)
+        for store in self._stores.values():
+            if number > 2:  # as the shipped retention does: exact are the newest two
+                store.make_lossy(f"cycle-{number - 2:06d}")
+        return StepFigures(
+            changed=report.bf16_changed or 0.0,
+            kind=checkpoint.kind,
+            chain_length=checkpoint.chain_length,
+            image_bytes=checkpoint.image_bytes,
+            save_pretrained=saved[_SAVE_PRETRAINED],
+            dcp=saved[_DCP],
+            alone=saved[_ALONE],
+            beside=saved[_BESIDE],
+            blocked_s=blocked_s,
+        )
+
+    def restores(self, lengths: Sequence[int]) -> list[RestoreFigures]:
+        """The exact newest checkpoint, then images at the end of chains of `lengths`, as far as there are any."""
+        newest = self._published[-1]
+        found = [self._restore("exact", newest, newest.size_bytes - newest.image_bytes)]
+        by_length = {checkpoint.chain_length: checkpoint for checkpoint in reversed(self._published)}
+        for length in sorted({*lengths, max(by_length)} & by_length.keys()):
+            checkpoint = replace(by_length[length], exact=False)
+            found.append(self._restore(f"image, chain length {length}", checkpoint, self._chain_bytes(checkpoint)))
+            if digest_of_weights(self._policy.weights()) != checkpoint.image_digest:
+                raise AssertionError(f"{checkpoint.version}: the restored weights are not its image")
+        return found
+
+    # --- peers ------------------------------------------------------------------------------------------------
+
+    def _alone(self, version: str, report: StepReport) -> Saved:
+        """Nothing else to do: the cycle waits for all of it."""
+        started = time.perf_counter()
+        self._heads[_ALONE] = self._begin(_ALONE, version, report).result()
+        return Saved(_bytes_in(self._stores[_ALONE].path(version)), time.perf_counter() - started)
+
+    def _beside(self, version: str, report: StepReport, work_s: float) -> tuple[Saved, float]:
+        """The cycle waits for what this takes longer than the work alone, contention included."""
+        started = time.perf_counter()
+        publication = self._begin(_BESIDE, version, report)
+        begun = time.perf_counter()
+        self._work()
+        worked = time.perf_counter()
+        self._heads[_BESIDE] = publication.result()
+        done = time.perf_counter()
+        saved = Saved(_bytes_in(self._stores[_BESIDE].path(version)), max(0.0, done - started - work_s))
+        return saved, (begun - started) + (done - worked)
+
+    def _begin(self, name: str, version: str, report: StepReport | None) -> Publication:
+        return self._stores[name].begin(
+            version,
+            self._policy.snapshot(),
+            cycle_number=None,
+            parent=self._heads.get(name),
+            batch_hash=None,
+            step=report,
+        )
+
+    def _peer(self, name: str, save: Callable[[Path], None]) -> Saved:
+        directory = self._scratch / name
+        seconds = _timed(lambda: save(directory))
+        saved = Saved(_bytes_in(directory), seconds)
+        shutil.rmtree(directory)
+        return saved
+
+    def _save_pretrained(self, directory: Path) -> None:
+        self._policy.model.save_pretrained(directory)
+        for path in (*directory.iterdir(), directory, directory.parent):
+            _fsync(path)
+
+    def _save_dcp(self, optimizer_state: Mapping[str, Tensor], directory: Path) -> None:
+        """Weights and optimizer state; fsync of its files is its default."""
+        state = {"model": dict(self._policy.weights()), "optimizer": dict(optimizer_state)}
+        with warnings.catch_warnings():  # it warns of saving in one process even when told to
+            warnings.simplefilter("ignore")
+            save_distributed(state, checkpoint_id=directory, no_dist=True)
+
+    # --- the rest ---------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """What probes do, mostly: score answers."""
+        for _ in range(self._calls):
+            self._policy.score(self._pairs[0].prompt, self._pairs[0].chosen)
+
+    def _batch(self, number: int) -> Batch:
+        version = self._policy.version
+        first = (number - 1) * self._per_step
+        examples = tuple(_example(pair, version) for pair in self._pairs[first : first + self._per_step])
+        hashed = batch_hash(version, [example.content_hash for example in examples])
+        return Batch(number, version, hashed, examples)
+
+    def _restore(self, name: str, checkpoint: Checkpoint, num_bytes: int) -> RestoreFigures:
+        return RestoreFigures(name, num_bytes, _timed(lambda: self._policy.restore(checkpoint)))
+
+    def _chain_bytes(self, checkpoint: Checkpoint) -> int:
+        store = self._stores[_ALONE]
+        root, *deltas = [store.path(version) for version in store.chain(checkpoint.version)]
+        of_root = root / WEIGHTS_FILE if root.name == "base" else next(root.glob("image.*"))
+        return of_root.stat().st_size + sum(next(link.glob("image.*")).stat().st_size for link in deltas)
+
+
+def _example(pair: Pair, version: str) -> Example:
+    name = digest("benchmark pair", [pair.prompt, pair.chosen, pair.rejected])
+    return Example(
+        content_hash=name,
+        scenario_hash=name,
+        side=Side.GENERAL,
+        kind=ExampleKind.PAIR,
+        chosen_source=ChosenSource.TARGET,
+        policy_version=version,
+        prompt_token_ids=pair.prompt,
+        chosen_token_ids=pair.chosen,
+        chosen_text="",
+        rejected_token_ids=pair.rejected,
+        rejected_text="",
+    )
+
+
+def _timed(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def _bytes_in(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

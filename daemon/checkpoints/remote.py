@@ -78,7 +78,8 @@ class Remote:
                     f"{self.url}: {what}: nothing moved for {self._timeout_s:g} s; check that the host answers, and "
                     "the network to it. It is tried again later"
                 )
-        return self._result(what, work)
+        value: _T = self._result(what, work)
+        return value
 
     def _connected(self, moved: Callable[[Any], None], action: Callable[[Link], _T]) -> _T:
         file_system, root = fsspec.core.url_to_fs(self._full_url, skip_instance_cache=True, **self._options())
@@ -264,7 +265,7 @@ def _known_hosts_only(known_hosts: Path) -> Any:
     """Accept the keys in `known_hosts` and no others: checkpoints are not sent to whoever answers."""
     import paramiko
 
-    class KnownHostsOnly(paramiko.MissingHostKeyPolicy):
+    class KnownHostsOnly(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
         def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
             known = paramiko.HostKeys(str(known_hosts) if known_hosts.is_file() else None)
             if not known.check(hostname, key):

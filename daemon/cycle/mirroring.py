@@ -61,6 +61,13 @@ def send_due(stages: Stages, now: datetime) -> None:
         _forget_pruned(stages, mirror)
 
 
+def send_again(stages: Stages, version: str, reason: str, now: datetime) -> None:
+    """Queue what the mirror should have, and does not have or not right."""
+    stages.ledger.enqueue_mirror(version)
+    if version not in {task.version for task in stages.ledger.mirror_tasks()}:  # it was taken for mirrored
+        stages.ledger.mirror_failed(version, reason, now)
+
+
 def _send(stages: Stages, mirror: Mirror, task: MirrorTask, now: datetime) -> None:
     started = time.monotonic()
     try:
@@ -99,7 +106,7 @@ def _forget_pruned(stages: Stages, mirror: Mirror) -> None:
 
 def backoff(num_failures: int) -> timedelta:
     """How long the mirror rests after so many failures in a row."""
-    return min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** min(num_failures - 1, 30))
+    return min(MAX_BACKOFF, FIRST_BACKOFF * (1 << min(num_failures - 1, 30)))
 
 
 def _days_out(num_failures: int) -> int:

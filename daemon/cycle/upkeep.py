@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from daemon.cycle.mending import HeadDamagedError, mend
-from daemon.cycle.mirroring import send_due
+from daemon.cycle.mirroring import send_again, send_due
 from daemon.cycle.stages import Stages
 from daemon.domain.errors import CheckpointError, DatabaseError, DiskError, MirrorError, StopRequested
 from daemon.domain.lineage import baked
@@ -78,14 +78,14 @@ def _rehearse(stages: Stages, now: datetime) -> None:
     images.sort(key=lambda checkpoint: (checkpoint.chain_length, checkpoint.cycle_number or 0))
     for checkpoint in (baked(stages.ledger.lineage(), stages.baked_after), *images[-1:]):
         stages.observer.check_stop()
-        rehearsal = _practise(stages, checkpoint)
+        rehearsal = _practise(stages, checkpoint, now)
         stages.ledger.record_rehearsal(rehearsal)
         name, level = ("rehearsal_passed", "info") if rehearsal.passed else ("rehearsal_failed", "error")
         told = {"version": rehearsal.version, "seconds": rehearsal.seconds, "detail": rehearsal.detail}
         stages.tell(name, None, level=level, **told)
 
 
-def _practise(stages: Stages, checkpoint: Checkpoint) -> Rehearsal:
+def _practise(stages: Stages, checkpoint: Checkpoint, now: datetime) -> Rehearsal:
     """Everything that a restore reads, here and at the mirror; the live policy is not touched."""
     started = time.monotonic()
     try:
@@ -93,14 +93,14 @@ def _practise(stages: Stages, checkpoint: Checkpoint) -> Rehearsal:
         if found.root_hash != checkpoint.root_hash:
             raise CheckpointError(f"{checkpoint.version}: it is not the checkpoint that was recorded")
         stages.store.image(checkpoint)
-        passed, detail = True, f"files and image are sound; {_practise_fetch(stages, checkpoint)}"
+        passed, detail = True, f"files and image are sound; {_practise_fetch(stages, checkpoint, now)}"
     except (CheckpointError, MirrorError, DiskError, OSError) as error:
         passed, detail = False, str(error)
     return Rehearsal(checkpoint.version, passed, round(time.monotonic() - started, 3), detail)
 
 
-def _practise_fetch(stages: Stages, checkpoint: Checkpoint) -> str:
-    """Fetch the mirror's copy into a scratch directory; what was found.
+def _practise_fetch(stages: Stages, checkpoint: Checkpoint, now: datetime) -> str:
+    """Fetch the mirror's copy into a scratch directory; what was found. What is not right there is sent again.
 
     Raises:
         MirrorError: the mirror has it, and it is not right.
@@ -110,6 +110,7 @@ def _practise_fetch(stages: Stages, checkpoint: Checkpoint) -> str:
         return "there is no mirror"
     try:
         if version not in mirror.versions():
+            send_again(stages, version, "it is not there", now)
             return "the mirror does not have it yet"
     except MirrorError as error:  # told by mirroring already
         return f"the mirror could not be asked ({error})"
@@ -121,6 +122,9 @@ def _practise_fetch(stages: Stages, checkpoint: Checkpoint) -> str:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         mirror.fetch(version, checkpoint.root_hash, scratch)
+    except MirrorError as error:
+        send_again(stages, version, str(error), now)
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return "the mirror's copy came back right"

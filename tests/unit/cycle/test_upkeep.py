@@ -309,25 +309,45 @@ def test_failed_rehearsal_is_told(tmp_path: Path, place: str) -> None:
     assert [level for name, level, _ in world.ledger.events if name == "rehearsal_failed"] == ["error"]
 
 
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+def test_rehearsal_has_the_mirror_mended(tmp_path: Path, damage: str) -> None:
+    """What a rehearsal finds damaged or missing at the mirror is sent again, until it is what it was."""
+    world = World(tmp_path, num_cycles=4)
+    push_all(world)
+    there = tmp_path / "mirror" / "cycle-000002"
+    original = contents(there)
+    if damage == "flip":
+        flip(there / "optimizer.state")
+    else:
+        there.rename(tmp_path / "gone")
+    maintain(world.with_(**WEEKLY), world.now)
+    maintain(world.stages, world.now)
+    assert contents(there) == original
+    assert world.ledger.tasks == {}
+
+
 # --- together ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("broken", ["mirror_tasks", "scrub_order", "last_rehearsal_at"])
+@pytest.mark.parametrize("broken", ["push", "scrub_order", "last_rehearsal_at"])
 def test_parts_stand_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """A bug in one part is an event and a log line; the other two are done nevertheless."""
     world = World(tmp_path)
 
-    def bug() -> None:
+    def bug(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(world.ledger, broken, bug)
+    monkeypatch.setattr(world.mirror if broken == "push" else world.ledger, broken, bug)
     maintain(world.with_(**SCRUB, **WEEKLY), world.now)
     (told,) = world.ledger.named("upkeep_failed")
     assert "ZeroDivisionError" in told["reason"]
     assert ("upkeep_failed", {"level": "error", **told}) in world.observer.lines
-    done = {"mirror_tasks": world.ledger.there, "scrub_order": world.ledger.scrubs}
-    done["last_rehearsal_at"] = world.ledger.rehearsals  # type: ignore[assignment]
-    assert {name for name, found in done.items() if not found} == {broken}
+    done = {
+        "push": bool(world.ledger.there),
+        "scrub_order": bool(world.ledger.scrubs),
+        "last_rehearsal_at": bool(world.ledger.rehearsals),
+    }
+    assert [name for name, was_done in done.items() if not was_done] == [broken]
 
 
 def test_stop_passes_at_once(tmp_path: Path) -> None:

@@ -76,7 +76,9 @@ class Ledger:
         self.there.add(version)
 
     def mirror_failed(self, version: str, error: str, next_try_at: datetime) -> None:
-        self.tasks[version] = MirrorTask(version, self.tasks[version].attempts + 1, next_try_at, error)
+        attempts = self.tasks[version].attempts if version in self.tasks else 0
+        self.tasks[version] = MirrorTask(version, attempts + 1, next_try_at, error)
+        self.there.discard(version)
 
     def scrub_order(self) -> tuple[str, ...]:
         last = {result.version: index for index, result in enumerate(self.scrubs)}

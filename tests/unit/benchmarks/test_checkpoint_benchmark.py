@@ -58,5 +58,5 @@ def test_two_steps_of_the_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_more_steps_than_there_is_text_for(tmp_path: Path) -> None:
     """Every step has text of its own; when that runs out the benchmark says so, before it measures anything."""
     model = build_tiny_model(tmp_path / "model")
-    with pytest.raises(SystemExit, match="tokens of text.*fewer --steps"):
+    with pytest.raises(SystemExit, match=r"tokens of text.*fewer --steps"):
         main(["--model", str(model), "--steps", "100000", "--tiny", "--directory", str(tmp_path)])

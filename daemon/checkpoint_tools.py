@@ -20,7 +20,7 @@ from daemon.checkpoints.usage import bytes_in
 from daemon.config import Config, Loaded
 from daemon.domain.errors import CheckpointError, DreamdError, FencedError
 from daemon.domain.records import Checkpoint
-from daemon.domain.retention import Retention, retained
+from daemon.domain.retention import retained
 from daemon.domain.states import CheckpointKind, CheckpointState
 from daemon.ports import Mirror
 from daemon.service.state_dir import prepare_state_dir
@@ -200,10 +200,9 @@ def _verified(store: DirectoryStore, checkpoint: Checkpoint, chain: bool) -> Ver
 
 def _due(config: Config, ledger: SqlLedger, store: DirectoryStore) -> list[Removal]:
     """What the retention removes, oldest first."""
-    kept = config.checkpoints
-    settings = Retention(
-        kept.keep_last, kept.keep_every, kept.keep_exact, kept.keep_rollbacks, config.watchdog.baked_after
-    )
+    from daemon.app import retention  # brings transformers, which the rest of this module does without
+
+    settings = retention(config)
     present = [c for c in ledger.checkpoints() if c.state is not CheckpointState.PRUNED]
     keep = retained(present, ledger.lineage(), ledger.rollback_sides(settings.keep_rollbacks), settings)
     due = []
@@ -246,7 +245,7 @@ def _accept_lossy(ledger: SqlLedger, checkpoint: Checkpoint) -> None:
 
 
 def _store(config: Config) -> DirectoryStore:
-    return DirectoryStore(config.run.state_dir / "checkpoints")
+    return DirectoryStore(config.run.checkpoints_dir)
 
 
 @contextmanager
@@ -259,11 +258,11 @@ def _reading(loaded: Loaded) -> Iterator[SqlLedger]:
 
 @contextmanager
 def _owned(loaded: Loaded) -> Iterator[SqlLedger]:
-    """The run's lock, and a ledger that owns it."""
+    """The run's lock, and a ledger that owns it; refused when an older backup of the database was restored."""
     config = loaded.config
     prepare_state_dir(config.run.state_dir)
     with _engine(loaded) as engine, RunLock(engine, config.run.name):
-        yield SqlLedger.acquire(engine, config.run.name)
+        yield SqlLedger.acquire(engine, config.run.name, journal=config.run.claims_log)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,9 +20,6 @@ from daemon.cli.session import open_session
 from daemon.config import Loaded
 from daemon.domain.errors import UsageError
 from daemon.domain.states import CheckpointState
-
-if TYPE_CHECKING:
-    from daemon.ports import Mirror
 
 Version = Annotated[
     str, typer.Argument(metavar="VERSION", help='As `dreamd checkpoints` lists it, a cycle\'s number, or "head".')
@@ -220,16 +217,10 @@ def _writable(loaded: Loaded) -> Iterator[tuple[ModuleType, Any, str]]:
 
 
 def _fetch(loaded: Loaded, row: Record) -> None:
-    url = loaded.config.checkpoints.mirror_url
-    if url is None:
+    if loaded.config.checkpoints.mirror_url is None:
         raise UsageError("checkpoints.mirror_url is not set, so there is no mirror to fetch from")
-    from daemon import checkpoint_tools
+    from daemon import app, checkpoint_tools
 
-    report: dict[str, Any] = checkpoint_tools.fetch(loaded, row["version"], _mirror(url))
-    print_pairs(report)
-
-
-def _mirror(url: str) -> Mirror:
-    from daemon.checkpoints.mirror import FsspecMirror
-
-    return FsspecMirror(url)
+    mirror = app.mirror_of(loaded.config)
+    assert mirror is not None, "its URL is set"
+    print_pairs(checkpoint_tools.fetch(loaded, row["version"], mirror))

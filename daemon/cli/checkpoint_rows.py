@@ -17,8 +17,6 @@ from daemon.domain.states import CheckpointKind, CheckpointState
 
 Record = dict[str, Any]
 
-LISTS = "`dreamd checkpoints` lists those there are"
-
 
 def read_rows(loaded: Loaded) -> list[Record]:
     """Every checkpoint of the run, base first, each with the `bytes_on_disk` of its files.
@@ -45,7 +43,9 @@ def find(rows: Sequence[Record], name: str) -> Record:
             return row
         if name.isdecimal() and int(name) == (row["cycle"] or 0):
             return row
-    raise UsageError(f"no checkpoint {name}; {LISTS}")
+    raise UsageError(
+        f'no checkpoint {name}: give a version, a cycle\'s number or "head"; `dreamd checkpoints` lists those there are'
+    )
 
 
 def find_kept(rows: Sequence[Record], name: str) -> Record:
@@ -93,7 +93,7 @@ def everything_of(loaded: Loaded, queries: ModuleType, engine: Any, run_name: st
 
 def directory_of(loaded: Loaded, version: str) -> Path:
     """Where a checkpoint's files are, or were."""
-    return loaded.config.run.state_dir / "checkpoints" / version
+    return loaded.config.run.checkpoints_dir / version
 
 
 def _manifest(row: Record, directory: Path) -> tuple[Manifest | None, str | None]:

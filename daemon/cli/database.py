@@ -1,6 +1,9 @@
-"""`dreamd db upgrade|current|adopt-journal`, also under the name `dreamd database`."""
+"""`dreamd db upgrade|current|backup|adopt-journal`, also under the name `dreamd database`."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -8,13 +11,12 @@ from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir,
 from daemon.cli.output import echo, print_json, print_pairs
 from daemon.domain.errors import UsageError
 
-CLAIMS_LOG = "claims.log"
-
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="The run database: its schema, copies of it.", no_args_is_help=True)
     group.command("upgrade")(upgrade)
     group.command("current")(current)
+    group.command("backup")(backup)
     group.command("adopt-journal")(adopt_journal)
     app.add_typer(group, name="database")
     app.add_typer(group, name="db", help="Short for `dreamd database`.")
@@ -43,6 +45,31 @@ def current(
     print_json(found) if as_json else print_pairs(found)
 
 
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Made by the backup; must not be there yet.")],
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    state_dir: StateDir = None,
+    run: RunName = None,
+) -> None:
+    """Copy an SQLite database, verified; the daemon may run.
+
+    Example: dreamd database backup ~/dreamd-monday.sqlite3
+    """
+    from daemon.storage.backup import back_up
+    from daemon.storage.database import open_database, redacted, sqlite_path
+
+    url = load(config, set_, state_dir, run).config.run.url
+    database = sqlite_path(url)
+    if database is None:
+        raise UsageError(f"{redacted(url)}: PostgreSQL has its own: pg_dump -Fc -f {file} DATABASE")
+    if file.exists() or not file.parent.is_dir():
+        raise UsageError(f"{file}: {'is there already' if file.exists() else 'its directory is not there'}")
+    open_database(url, readonly=True).dispose()  # no such file, or no database: said before anything is made
+    back_up(database, file)
+    echo(f"{file}: {file.stat().st_size} bytes, a whole copy of {database}")
+
+
 def adopt_journal(
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -62,7 +89,7 @@ def adopt_journal(
     from daemon.storage.lock import RunLock
 
     settings = load(config, set_, state_dir, run).config.run
-    file = settings.state_dir / "checkpoints" / CLAIMS_LOG
+    file = settings.claims_log
     if not file.is_file():
         raise UsageError(f"{file}: no such file; there is no claims journal to adopt")
     engine = open_database(settings.url)

@@ -1,13 +1,13 @@
-"""Commands that act on the policy: `rollback` and `export`."""
+"""Commands that act on the policy: `rollback`; and `export`, short for `checkpoints export`."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from daemon.cli.checkpoint_changes import export
 from daemon.cli.options import ConfigFile, Overrides, RunName, StateDir, load
 from daemon.cli.output import print_pairs
 from daemon.cli.session import open_session
@@ -42,22 +42,3 @@ def rollback(
 
         report = app.roll_back(loaded, session.observer, to_cycle=to_cycle)
     print_pairs(report)
-
-
-def export(
-    what: Annotated[str, typer.Argument(metavar="CYCLE", help='A cycle\'s number, "head" or "base".')],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Made by the export; must not hold anything yet.")],
-    config: ConfigFile = None,
-    set_: Overrides = None,
-    state_dir: StateDir = None,
-    run: RunName = None,
-) -> None:
-    """Write a checkpoint as an ordinary Hugging Face folder."""
-    if what not in ("head", "base") and not what.isdecimal():
-        raise UsageError(f'{what}: give a cycle\'s number, "head" or "base"')
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f"{directory}: exists and is not an empty directory; choose another")
-    loaded = load(config, set_, state_dir, run)
-    from daemon import app
-
-    print_pairs(app.export_checkpoint(loaded, what, directory))

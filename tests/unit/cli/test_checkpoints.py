@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from harness import flip_bit
+from harness import dream, flip_bit, make_run, outcomes, query
 from safetensors.torch import load_file
 from stored_run import FOUR, NAMES, ledger_of, make_stored_run, one_cycle, store_of, weights_of
 
 from daemon.checkpoints.manifest import LOSSY_MARKER
 from daemon.checkpoints.mirror import FsspecMirror
+from daemon.storage import queries
 from daemon.storage.database import open_database
 from daemon.storage.ledger import SqlLedger
 from daemon.storage.lock import RunLock
@@ -54,9 +55,9 @@ def daemon_runs(state: Path) -> Iterator[None]:
 
 
 def contents(state: Path) -> dict[str, bytes]:
-    """Every file of every checkpoint."""
+    """Every file of every checkpoint, those in quarantine too."""
     root = state / "checkpoints"
-    return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/**/*") if file.is_file()}
 
 
 def mirrored(state: Path, tmp_path: Path, *versions: str, exact: bool = True) -> str:
@@ -468,3 +469,76 @@ def test_nothing_is_fetched_while_the_daemon_runs(call: Call, state: Path, tmp_p
     url = mirrored(state, tmp_path, FOUR)
     done = call("restore", "--from-mirror", FOUR, "--set", f"checkpoints.mirror_url={url}")
     assert (done.returncode, "another dreamd owns it" in done.stderr) == (75, True)
+
+
+# --- a real policy ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_real_run_goes_back_to_an_exact_checkpoint_and_on_request_to_a_lossy_one(
+    dreamd: Call, tmp_path: Path
+) -> None:
+    """Four real cycles: back to the third, bit for bit; to the first only with --lossy; then it dreams on."""
+    settings = {"checkpoints": {"keep_exact": 2}, "watchdog": {"baked_after": 50}}
+    file = make_run(tmp_path, "", **settings)
+    dream(file, 4)
+    assert outcomes(file) == ["promoted"] * 4
+    at = ("--config", str(file))
+    assert dreamd("checkpoints", "verify", "--all", "--chain", *at).returncode == 0
+    done = dreamd("checkpoints", "restore", "3", "--yes", *at)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^to +cycle-000003$", done.stdout, re.MULTILINE)
+    assert re.search(r"^weights +exact$", done.stdout, re.MULTILINE)
+    refused = dreamd("checkpoints", "restore", "1", "--yes", *at)
+    assert (refused.returncode, "is lossy" in refused.stderr) == (2, True)
+    assert query(file, "select head_version from runs") == [("cycle-000003",)]
+    done = dreamd("checkpoints", "restore", "1", "--yes", "--lossy", *at)
+    assert done.returncode == 0, done.stderr
+    assert "is lossy" in done.stderr
+    assert re.search(r"^weights +lossy$", done.stdout, re.MULTILINE)
+    assert query(file, "select head_version from runs") == [("cycle-000001",)]
+    dream(file, 1)
+    assert outcomes(file)[-1] == "promoted"
+    assert dreamd("checkpoints", "verify", "--all", "--chain", *at).returncode == 0
+
+
+# --- database ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_backup_is_whole_replaces_nothing_and_is_made_beside_the_daemon(
+    dreamd: Call, state: Path, tmp_path: Path, daemon_runs: None
+) -> None:
+    """Its rows are the run's; a file that is there, or a directory that is not, is refused."""
+    at = ("--state-dir", str(state))
+    target = tmp_path / "monday.sqlite3"
+    done = dreamd("database", "backup", str(target), *at)
+    assert done.returncode == 0, done.stderr
+    rows = []
+    for file in (target, state / "dreamd.sqlite3"):
+        engine = open_database(f"sqlite:///{file}", readonly=True)
+        rows.append(queries.checkpoints(engine, "default"))
+        engine.dispose()
+    assert rows[0] == rows[1]
+    before = target.read_bytes()
+    assert "is there already" in dreamd("database", "backup", str(target), *at).stderr
+    assert target.read_bytes() == before
+    assert dreamd("database", "backup", str(tmp_path / "no" / "b"), *at).returncode == 2
+    url = ("--set", "run.database_url=postgresql://me@host/dreamd")
+    done = dreamd("db", "backup", "b", *url)
+    assert (done.returncode, "pg_dump -Fc -f b DATABASE" in done.stderr) == (2, True)
+
+
+def test_an_older_backup_is_refused_until_the_journal_is_adopted(dreamd: Call, state: Path, tmp_path: Path) -> None:
+    """What the journal knows and the database does not becomes spent, once; then the run can be owned again."""
+    at = ("--state-dir", str(state))
+    none = dreamd("database", "adopt-journal", *at)
+    assert (none.returncode, "there is no claims journal to adopt" in none.stderr) == (2, True)
+    log = state / "checkpoints" / "claims.log"
+    log.write_text(f"9 scenario {'a' * 64}\n9 example {'b' * 64}\n")
+    assert dreamd("checkpoints", "prune", *at).returncode == 78
+    done = dreamd("database", "adopt-journal", *at)
+    assert done.stdout.startswith(f"2 claims that only {log} knew are spent now"), done.stderr
+    assert json.loads(dreamd("cycles", "--limit", "1", "--json", *at).stdout)[0]["cycle"] == 9
+    assert dreamd("checkpoints", "prune", *at).returncode == 0
+    again = dreamd("db", "adopt-journal", "--json", *at)
+    assert json.loads(again.stdout) == {"journal": str(log), "claims": 0}

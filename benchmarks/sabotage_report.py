@@ -23,7 +23,7 @@ from daemon.storage.runs import load_run
 from daemon.storage.tables import cycles
 from daemon.storage.watching_tables import rollbacks, verdicts
 from daemon.training.digest import tensors_digest
-from daemon.training.policy import OPTIMIZER_FILE, WEIGHTS_FILE
+from daemon.training.snapshot import OPTIMIZER_FILE, WEIGHTS_FILE
 
 PROBE_STAGES = ("probe", "confirm")
 ENDED = ("rolled_back", "failed", "lost")

@@ -63,7 +63,8 @@ from daemon.sweep.plan import PolicySweeper
 from daemon.training.encoder import ChatEncoder
 from daemon.training.inspector import TorchInspector
 from daemon.training.model_folder import check_model_folder, copy_assets
-from daemon.training.policy import WEIGHTS_FILE, TorchPolicy
+from daemon.training.policy import TorchPolicy
+from daemon.training.snapshot import WEIGHTS_FILE
 from daemon.training.small_model import build_small_model
 from daemon.watchdog.breaker import RollbackBreaker
 from daemon.watchdog.governor import BaseSettings, RuleGovernor

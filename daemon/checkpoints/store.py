@@ -191,7 +191,8 @@ class DirectoryStore:
         image = self._root_image(links[0])
         for link in links[1:]:
             self._verify_blob(link, DELTA_FILE)
-            apply(image, read_delta(self.path(link.version) / DELTA_FILE))
+            delta = self.path(link.version) / DELTA_FILE
+            apply(image, read_delta(delta, image), str(delta))
         expected = links[-1].image_digest
         if expected is not None and image_digest(image) != expected:
             raise CheckpointError(
@@ -258,6 +259,8 @@ class DirectoryStore:
             return _Image(CheckpointKind.FULL)
         digest = digest_of_weights(snapshot.weights)
         before = read_manifest(self.path(parent.version))
+        if before.root_hash != parent.root_hash:
+            raise CheckpointError(f"{self.path(parent.version)}: it is not the parent that was recorded")
         length = before.chain_length + 1
         # A full one other than the base may be pruned, and its image with it.
         rooted = before.kind is not CheckpointKind.FULL or before.parent_version is None

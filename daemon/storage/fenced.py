@@ -74,6 +74,7 @@ class FencedRun:
         answers: list[Answer] = []
         mark = token_hex(16)
         try:
+            self._hold_lock()
             with self._transaction(mark) as writes:
                 answers.append(work(writes, *args, **named))
         except DatabaseError as error:
@@ -128,5 +129,9 @@ class FencedRun:
                 if not connection_lost(again) or monotonic() > deadline:
                     raise
             sleep(_RETRY_S)
+        self._hold_lock()
+
+    def _hold_lock(self) -> None:
+        """Connections come back by themselves after a restart of the server; the lock does not."""
         if self._lock is not None:
             self._lock.renew()

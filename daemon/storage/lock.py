@@ -53,32 +53,38 @@ class RunLock:
             self._connection = None
 
     def renew(self) -> None:
-        """Take the lock again when the server forgot it: it was restarted, or the session ended.
+        """Make sure that the lock is still held: a server that was restarted forgot it.
 
         Raises:
             LockedError: another process was faster.
+            DatabaseError: the server does not answer.
         """
-        if self._connection is None:
+        lost = self._connection
+        if lost is None or self._is_alive(lost):
             return
-        try:
-            with database_errors(self._engine):
-                self._connection.execute(sa.select(1))
-            return
-        except DatabaseError as error:
-            if not connection_lost(error):
-                raise
-        lost, self._connection = self._connection, None
-        lost.invalidate()
-        lost.close()
         deadline = monotonic() + _OWN_SESSION_S
         while True:
             try:
-                return self._lock_session()
+                self._lock_session()
+                break
             except LockedError as error:
                 # The server may not have noticed yet that this process's own session is gone.
                 if f"pid {os.getpid()})" not in str(error) or monotonic() > deadline:
                     raise
             sleep(0.2)
+        lost.close()
+
+    def _is_alive(self, connection: Connection) -> bool:
+        if connection.invalidated:  # asked again it would connect anew, without the lock
+            return False
+        try:
+            with database_errors(self._engine):
+                connection.execute(sa.select(1))
+        except DatabaseError as error:
+            if connection_lost(error):
+                return False
+            raise
+        return True
 
     def _lock_file(self) -> None:
         database = sqlite_path(self._engine.url)

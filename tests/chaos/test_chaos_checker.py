@@ -57,14 +57,15 @@ class Copy:
         return self.checkpoints / f"cycle-{number:06d}"
 
     def violations(self) -> list[str]:
-        return checker.check(self.url, self.directory / "state").violations
+        return checker.check(self.url, self.directory / "state", mirror=self.directory / "mirror").violations
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     """Promoted, promoted, rolled back, abandoned, promoted."""
     directory = tmp_path_factory.mktemp("sound")
-    file = make_run(directory, f"sqlite:///{directory / 'dreamd.sqlite3'}")
+    mirror = {"mirror_url": f"file://{directory / 'mirror'}"}
+    file = make_run(directory, f"sqlite:///{directory / 'dreamd.sqlite3'}", checkpoints=mirror)
     dream(file, 2)
     dream(file, 1, *POISON)
     dream(file, 1, observer=RecordingObserver(CycleState.SWEPT))
@@ -110,6 +111,8 @@ def altered_manifest(copy: Copy) -> None:
 
 
 COLUMNS = "run_id, position, content_hash, side, family, pack, template, messages, rule, source, num_constraints"
+
+NOW = "2026-01-01 00:00:00"
 
 CLAIM_TWICE = (
     "CREATE TABLE other AS SELECT * FROM claims",
@@ -244,6 +247,26 @@ PLANTED: dict[str, tuple[Callable[[Copy], object], str]] = {
         lambda copy: copy.sql(f"UPDATE claims SET cycle = {ABANDONED} WHERE cycle = {HEAD} AND kind = 'scenario'"),
         "I4: cycle 4: abandoned, claimed",
     ),
+    "a scrub found damage": (
+        lambda copy: copy.sql(f"INSERT INTO scrubs VALUES (999, 1, 'base', 0, 1, 'bad', '{NOW}')"),
+        "I2: base: a scrub found: bad",
+    ),
+    "a rehearsal failed": (
+        lambda copy: copy.sql(f"INSERT INTO rehearsals VALUES (999, 1, 'base', 0, 1.0, 'no', '{NOW}')"),
+        "I2: base: a rehearsal failed: no",
+    ),
+    "an event tells of damage": (
+        lambda copy: copy.sql("UPDATE events SET name = 'upkeep_failed' WHERE cycle = 2"),
+        "I2: an event upkeep_failed",
+    ),
+    "one bit of the mirror's head is flipped": (
+        lambda copy: flip_bit(copy.directory / "mirror" / f"cycle-{HEAD:06d}" / "model.safetensors"),
+        "I2: the mirror's cycle-000005: model.safetensors: its BLAKE3",
+    ),
+    "the mirror lost a checkpoint": (
+        lambda copy: shutil.rmtree(copy.directory / "mirror" / "base"),
+        "I2: the mirror has no base",
+    ),
     "a temporary directory is left": (
         lambda copy: (copy.checkpoints / ".tmp-cycle-000006").mkdir(),
         "I4: .tmp-cycle-000006: a directory that the database does not know",
@@ -253,7 +276,7 @@ PLANTED: dict[str, tuple[Callable[[Copy], object], str]] = {
 
 def test_a_sound_run_has_no_violation(sound: Copy) -> None:
     """Promotions, a rollback and an abandoned cycle pass, and every kind of check looked at something."""
-    findings = checker.check(sound.url, sound.directory / "state")
+    findings = checker.check(sound.url, sound.directory / "state", mirror=sound.directory / "mirror")
     assert findings.violations == []
     assert checker.check_head(sound.url, sound.directory / "state") == []
     assert {what[:2] for what in findings.counts} == {"I1", "I2", "I3", "I4"}

@@ -225,6 +225,42 @@ def test_a_run_of_an_older_schema_goes_on(empty_database_url: str, open_engine: 
     assert [(record.number, record.means) for record in ledger.records(5)] == [(1, {}), (2, {})]
 
 
+def test_checkpoints_of_an_older_schema_are_kept(empty_database_url: str, open_engine: Callable[..., Engine]) -> None:
+    """Checkpoints recorded at 0005 survive as full copies with their exact state, unpinned, and the run goes on."""
+    from alembic import command
+
+    engine = open_engine(empty_database_url)
+    with writing(engine) as connection:
+        command.upgrade(alembic_config(connection), "0005")
+    with writing(engine) as connection:
+        for statement in (*_RUN_AT_0002, *_VERDICTS_AT_0004, *_MORE_AT_0005):
+            connection.exec_driver_sql(statement)
+    upgrade(empty_database_url)
+    with reading(engine) as connection:
+        checkpoints = connection.exec_driver_sql(
+            "SELECT version, state, kind, image_digest, image_bytes, chain_length, exact, lossy_after, pinned_at, "
+            "pin_reason, pruned_after, size_bytes FROM checkpoints ORDER BY version"
+        ).all()
+        kept = connection.exec_driver_sql("SELECT name, head_version, epoch, last_write FROM runs").all()
+        breaker = connection.exec_driver_sql("SELECT state, reason FROM breaker_changes").all()
+    full = ("full", None, 0, 0, True, None, None, None)
+    assert [tuple(row) for row in checkpoints] == [
+        ("base", "base", *full, None, 1),
+        ("one", "pruned", *full, 2, 1),
+        ("two", "rejected", *full, None, 1),
+    ]
+    assert [tuple(row) for row in kept] == [("old", "base", 1, None)]
+    assert [tuple(row) for row in breaker] == [("open", "two rollbacks")]
+    ledger = SqlLedger.acquire(engine, "old")
+    assert [(found.kind, found.exact, found.pinned) for found in ledger.checkpoints()] == [("full", True, False)] * 3
+    assert (ledger.mirror_tasks(), ledger.last_rehearsal_at()) == ((), None)
+    assert ledger.scrub_order() == ("base", "two")
+    assert ledger.rollback_sides(30) == {"base", "one", "two"}
+    assert ledger.breaker().state is BreakerState.OPEN
+    ledger.enqueue_mirror("two")
+    ledger.pin("two", "kept")
+
+
 def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, open_engine: Callable[..., Engine]) -> None:
     """When a later statement of an upgrade fails, the tables made before it are gone again."""
     engine = open_engine(empty_database_url)
@@ -312,6 +348,15 @@ _VERDICTS_AT_0004 = (
     ),
 )
 """A promotion, a rollback and two by an operator, before and after cycle 3 began, as the schema 0004 has them."""
+
+
+_MORE_AT_0005 = (
+    "UPDATE checkpoints SET pruned_after = 2 WHERE version = 'one'",
+    "UPDATE rollbacks SET after_cycle = 2",
+    "INSERT INTO breaker_changes (run_id, cycle, state, reason, num_openings, acknowledged, evidence, changed_at) "
+    f"VALUES (1, 2, 'open', 'two rollbacks', 1, FALSE, '{{}}', {_AT})",
+)
+"""When files went and rollbacks happened, and an open breaker, as the schema 0005 has them."""
 
 
 def _constraints(engine: Engine) -> dict[str, list[str]]:

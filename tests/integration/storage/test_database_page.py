@@ -12,6 +12,7 @@ from builders import drive_to, make_probe_result, make_probe_run, make_verdict, 
 from sqlalchemy import Engine
 
 from daemon.domain.states import CycleState, Decision
+from daemon.domain.upkeep import Rehearsal, ScrubResult
 from daemon.storage import tables, views
 from daemon.storage.database import reading
 from daemon.storage.ledger import SqlLedger
@@ -25,6 +26,11 @@ def test_every_query_of_the_page_runs(ledger: SqlLedger, engine: Engine) -> None
     promote_one(ledger)
     cycle = drive_to(ledger, CycleState.PROBED)
     ledger.roll_back(cycle, make_verdict(Decision.ROLL_BACK), ledger.head())
+    for version in ("base", "cycle-000001"):
+        ledger.enqueue_mirror(version)
+    ledger.mirrored("base")
+    ledger.record_scrub(ScrubResult("base", False, 5, "a flipped bit"))
+    ledger.record_rehearsal(Rehearsal("base", True, 1.5))
     queries = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.S)
     found = []
     with reading(engine) as connection:
@@ -36,7 +42,8 @@ def test_every_query_of_the_page_runs(ledger: SqlLedger, engine: Engine) -> None
             )
     better, *found = found
     night, corrections, dreams, refused, imported, diet, learned, twice, unfingerprinted, *found = found
-    rolled_back, breaker, decisions, costs, resting, steps, changed, survived, failing, off_policy = found
+    rolled_back, breaker, decisions, costs, resting, steps, *found = found
+    kept, queue, scrubbed, rehearsed, changed, survived, failing, off_policy = found
     assert [row.cycle for row in better] == [1]
     assert [(row.cycle, row.outcome) for row in night] == [(1, "promoted")] * 2 + [(2, "rolled_back")] * 2
     assert (corrections, [tuple(row) for row in dreams], refused, imported) == ([], [("used", 0)], [], [])
@@ -48,6 +55,12 @@ def test_every_query_of_the_page_runs(ledger: SqlLedger, engine: Engine) -> None
     assert (breaker, decisions, costs) == ([], [], [])
     assert [tuple(row) for row in resting] == [("listening", "three_words", 12, 1)]
     assert [row.depth for row in steps] == [0, 1]
+    versions = ["base", "cycle-000001", "cycle-000002"]
+    assert [(row.version, row.kind, row.exact) for row in kept] == [(version, "full", True) for version in versions]
+    assert [row.mirrored_at is not None for row in kept] == [True, False, False]
+    assert [(row.version, row.attempts) for row in queue] == [("cycle-000001", 0)]
+    assert {row.version: (row.scrubbed_at is None, row.times_damaged) for row in scrubbed}["base"] == (False, 1)
+    assert [(row.version, row.passed) for row in rehearsed] == [("base", True)]
     assert [(row.cycle, row.lr, row.reason) for row in changed] == [(1, 1e-5, "first step")]
     assert [row.precision for row in survived] == ["fp32", "fp32"]
     assert (failing[0].answers, failing[0].passed) == (4, 2)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from daemon.checkpoints.files import publish_directory
@@ -18,11 +19,11 @@ from daemon.checkpoints.manifest import FILE_NAME, IMAGE_PREFIX, LOSSY_MARKER, r
 from daemon.checkpoints.store import TEMPORARY_PREFIX, WEIGHTS_FILE, DirectoryStore
 from daemon.checkpoints.usage import bytes_in
 from daemon.config import Config, Loaded
-from daemon.domain.errors import CheckpointError, DreamdError, FencedError
+from daemon.domain.errors import CheckpointError, DiskError, DreamdError, FencedError
 from daemon.domain.records import Checkpoint
 from daemon.domain.retention import retained
 from daemon.domain.states import CheckpointKind, CheckpointState
-from daemon.ports import Mirror
+from daemon.ports import Mirror, Weights
 from daemon.service.state_dir import prepare_state_dir
 from daemon.storage.database import open_database
 from daemon.storage.ledger import SqlLedger
@@ -109,31 +110,21 @@ def export(loaded: Loaded, version: str, directory: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: it does not verify.
+        DiskError: it cannot be written; nothing is left of it.
     """
     store = _store(loaded.config)
     with _reading(loaded) as ledger:
         checkpoint, base = ledger.checkpoint(version), ledger.lineage()[-1]
     exact = not store.is_lossy(version)
     assets = store.open(base)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    weights = store.open(checkpoint) / WEIGHTS_FILE if exact else store.image(checkpoint)
     try:
-        copy_assets(assets, temporary)
-        (temporary / FILE_NAME).unlink(missing_ok=True)
-        if exact:
-            shutil.copyfile(store.open(checkpoint) / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
-        else:
-            save_file(dict(store.image(checkpoint)), temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-        temporary.chmod(0o755)
-        if directory.exists():
-            directory.rmdir()
-        temporary.rename(directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        _write_folder(directory, assets, weights)
+    except (OSError, SafetensorError) as error:
+        raise DiskError(f"{directory}: could not be written ({error}); free space, or choose another place") from error
     digests = {"weights_digest": checkpoint.weights_digest} if exact else {"image_digest": checkpoint.image_digest}
-    weights = "exact, as trained" if exact else "lossy: its image, in bfloat16"
-    return {"exported": version, "weights": weights, "directory": str(directory), **digests}
+    shape = "exact, as trained" if exact else "lossy: its image, in bfloat16"
+    return {"exported": version, "weights": shape, "directory": str(directory), **digests}
 
 
 def fetch(loaded: Loaded, version: str, mirror: Mirror) -> dict[str, Any]:
@@ -180,6 +171,30 @@ def prune(loaded: Loaded, *, dry_run: bool) -> list[Removal]:
             for removal in due:
                 _remove(ledger, store, removal)
     return due
+
+
+def _write_folder(directory: Path, assets: Path, weights: Path | Weights) -> None:
+    """A Hugging Face folder, complete or not there.
+
+    Args:
+        weights: a file of them, or the tensors themselves.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        copy_assets(assets, temporary)
+        (temporary / FILE_NAME).unlink(missing_ok=True)
+        if isinstance(weights, Path):
+            shutil.copyfile(weights, temporary / WEIGHTS_FILE)
+        else:
+            save_file(dict(weights), temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        if directory.exists():
+            directory.rmdir()
+        temporary.rename(directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def _verified(store: DirectoryStore, checkpoint: Checkpoint, chain: bool) -> Verified:

@@ -39,7 +39,7 @@ def totals(rows: Sequence[Record]) -> str:
     """The last line of `list`."""
     kept = [row for row in rows if not _gone(row)]
     exact = sum(bool(row["exact"]) for row in kept)
-    images, disk = (sum(row[name] for row in kept) for name in ("image_bytes", "bytes_on_disk"))
+    images, disk = (sum(row[name] or 0 for row in kept) for name in ("image_bytes", "bytes_on_disk"))
     pinned = sum(bool(row["pinned"]) for row in kept)
     mirrored = sum(bool(row["mirrored"]) for row in kept)
     return (
@@ -100,8 +100,10 @@ def weights(row: Record) -> str:
     return "exact" if row["exact"] else "lossy"
 
 
-def size(num_bytes: int) -> str:
-    """Bytes as a person reads them."""
+def size(num_bytes: int | None) -> str:
+    """Bytes as a person reads them; "-" when nobody knows."""
+    if num_bytes is None:
+        return "-"
     value = float(num_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:

@@ -19,7 +19,7 @@ Record = dict[str, Any]
 
 
 def read_rows(loaded: Loaded) -> list[Record]:
-    """Every checkpoint of the run, base first, each with the `bytes_on_disk` of its files.
+    """Every checkpoint of the run, base first, each with its `bytes_on_disk`; None where they may not be read.
 
     Raises:
         UsageError: there is no such run.
@@ -29,7 +29,7 @@ def read_rows(loaded: Loaded) -> list[Record]:
 
 
 def with_bytes(loaded: Loaded, rows: Sequence[Mapping[str, Any]]) -> list[Record]:
-    return [{**row, "bytes_on_disk": bytes_in(directory_of(loaded, row["version"]))} for row in rows]
+    return [{**row, "bytes_on_disk": _on_disk(directory_of(loaded, row["version"]))} for row in rows]
 
 
 def find(rows: Sequence[Record], name: str) -> Record:
@@ -94,6 +94,13 @@ def everything_of(loaded: Loaded, queries: ModuleType, engine: Any, run_name: st
 def directory_of(loaded: Loaded, version: str) -> Path:
     """Where a checkpoint's files are, or were."""
     return loaded.config.run.checkpoints_dir / version
+
+
+def _on_disk(directory: Path) -> int | None:
+    try:
+        return bytes_in(directory)
+    except PermissionError:  # the database may be another user's to read, the files are not
+        return None
 
 
 def _manifest(row: Record, directory: Path) -> tuple[Manifest | None, str | None]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +18,11 @@ from harness import dream, flip_bit, make_run, outcomes, query
 from safetensors.torch import load_file
 from stored_run import FOUR, NAMES, ledger_of, make_stored_run, one_cycle, store_of, weights_of
 
+from daemon import app, checkpoint_tools
 from daemon.checkpoints.manifest import LOSSY_MARKER
 from daemon.checkpoints.mirror import FsspecMirror
+from daemon.config import Loaded, load_config
+from daemon.cycle.retain import retain
 from daemon.storage import queries
 from daemon.storage.database import open_database
 from daemon.storage.ledger import SqlLedger
@@ -209,6 +215,24 @@ def _rehashed(manifest: str) -> str:
     return json.dumps({**fields, "root_hash": blake3(canonical).hexdigest()})
 
 
+def test_retention_at_work_meanwhile_is_no_damage(state: Path) -> None:
+    """What becomes lossy, or goes, after verify looked into the database is verified as what it is now."""
+    results = checkpoint_tools.verify(_loaded(state), ["base", "cycle-000002", "cycle-000005"], chain=False)
+    with ledger_of(state) as ledger:
+        one_cycle(ledger, store_of(state), 5, ledger.head(), promoted=False)
+        assert next(results).sound
+        ledger.made_lossy("cycle-000002")
+        store_of(state).make_lossy("cycle-000002")
+        assert next(results).in_words() == "sound, lossy"
+        ledger.pruned("cycle-000005")
+        store_of(state).prune("cycle-000005")
+        assert next(results).in_words() == "pruned meanwhile"
+
+
+def _loaded(state: Path, *flags: str) -> Loaded:
+    return load_config(None, environ={}, flags=[f"run.state_dir={state}", *flags])
+
+
 UNKNOWN = [
     *((command, "no checkpoint 9") for command in (
         ("show", "9"), ("verify", "9"), ("diff", "9", "head"), ("diff", "head", "9"), ("restore", "9", "--yes"),
@@ -297,6 +321,22 @@ def _three_more(ledger: SqlLedger, state: Path) -> None:
         parent = one_cycle(ledger, store_of(state), number, parent, promoted=number != 5)
 
 
+def test_prune_and_the_daemon_agree_on_what_goes(call: Call, state: Path, tmp_path: Path) -> None:
+    """The same run, once retained by a cycle and once pruned by hand: the same files are left."""
+    with ledger_of(state) as ledger:
+        _three_more(ledger, state)
+    other = Path(shutil.copytree(state, tmp_path / "other"))
+    assert call("prune", *PRUNING).returncode == 0
+    flags = PRUNING[1::2]
+    with ledger_of(other) as ledger:
+        settings = app.retention(_loaded(other, *flags).config)
+        retain(SimpleNamespace(ledger=ledger, store=store_of(other), retention=settings))  # type: ignore[arg-type]
+        rows = ledger.checkpoints()
+    with ledger_of(state) as ledger:
+        assert ledger.checkpoints() == rows
+    assert contents(state) == contents(other)
+
+
 def test_prune_leaves_what_is_pinned(call: Call, state: Path) -> None:
     """A pin made a moment before is respected."""
     with ledger_of(state) as ledger:
@@ -383,6 +423,22 @@ def test_export_refuses_a_directory_that_holds_something_and_leaves_nothing_afte
     flip_bit(state / "checkpoints" / FOUR / "model.safetensors")
     (tmp_path / "out").mkdir()
     assert call("export", "head", str(tmp_path / "out" / "four")).returncode == 74
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_export_that_fills_the_disk_leaves_nothing(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """74 with the place and the fix; the error is injected where the files are copied."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(checkpoint_tools, "copy_assets", full)
+    done = call("export", "head", str(tmp_path / "out" / "four"))
+    assert (done.returncode, done.stdout) == (74, "")
+    assert "out/four: could not be written" in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -27,6 +27,7 @@ class _File(paramiko.SFTPHandle):
         super().__init__(flags)
         self.readfile = self.writefile = file
         self._server = server
+        server.files.append(file)
 
     def write(self, offset: int, data: bytes) -> int:
         self._server.wrote(len(data))
@@ -113,6 +114,8 @@ class SftpServer:
         self._listener.settimeout(0.1)
         self.port = self._listener.getsockname()[1]
         self._transports: list[Any] = []
+        self.files: list[Any] = []
+        """Every file that was ever open: connections that break leave them open."""
         self._left: int | None = None
         self._on_limit: Any = None
         self._closing = threading.Event()
@@ -135,6 +138,10 @@ class SftpServer:
         self._thread.join(10)
         self._listener.close()
         self.kill_connections()
+        for transport in self._transports:
+            transport.join(10)
+        for file in self.files:
+            file.close()
 
     def kill_connections(self) -> None:
         """Break every connection, as a killed server does."""

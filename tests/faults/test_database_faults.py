@@ -17,7 +17,7 @@ from pysqlite3 import dbapi2
 
 from daemon.domain.errors import DatabaseError, FencedError
 from daemon.domain.records import Cycle
-from daemon.domain.states import CycleState
+from daemon.domain.states import CycleState, Outcome
 from daemon.storage import database
 from daemon.storage.database import open_database
 from daemon.storage.ledger import SqlLedger
@@ -91,14 +91,16 @@ def test_a_database_locked_for_too_long(new_run: NewRun, monkeypatch: pytest.Mon
 def test_a_daemon_that_was_taken_over_writes_nothing(new_run: NewRun, state: CycleState) -> None:
     """Fault 20: it paused, another took its run over, it wakes up: its epoch is rejected and it writes no row (75).
 
-    The pause is simulated where the daemon notices nothing of it either: between two stages.
+    The pause is where the daemon notices nothing of it either, between two stages; the other one has ended the cycle
+    meanwhile. A checkpoint that the first still publishes is nobody's, and is set aside.
     """
     file = new_run()
     engine = open_database(load(file).config.run.url)
     seen: list[list[tuple[Any, ...]]] = []
 
     def take_over() -> None:
-        SqlLedger.acquire(engine, load(file).config.run.name)
+        successor = SqlLedger.acquire(engine, load(file).config.run.name)
+        successor.close(successor.cycle(1), Outcome.LOST if state.spends else Outcome.ABANDONED, "taken over")
         seen.append(_everything(file))
 
     with pytest.raises(FencedError, match="another dreamd took it over") as caught:
@@ -108,6 +110,8 @@ def test_a_daemon_that_was_taken_over_writes_nothing(new_run: NewRun, state: Cyc
     assert _everything(file) == seen[0]
     dream(file, 0)
     assert outcomes(file) == ["lost" if state.spends else "abandoned"]
+    assert query(file, "select head_version from runs") == [("base",)]
+    assert not (file.parent / "state" / "checkpoints" / "cycle-000001").exists()
     check_invariants(file)
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from daemon.domain.states import CycleState
 
 NewRun = Callable[..., Path]
 Driver = Callable[..., int]
-NOBODY = 65534
 
 
 class FullDisk(RecordingObserver):
@@ -57,7 +57,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if made.returncode != 0:
         pytest.skip(f"no tmpfs can be mounted here ({made.stderr.strip()}); ENOSPC is injected by the tests beside")
     yield directory
-    subprocess.run(["umount", str(directory)], check=True)
+    # Lazily: the test holds an error whose frames map weights from there.
+    subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 @pytest.fixture(autouse=True)
@@ -172,13 +173,26 @@ finally:
 """
 
 
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that every user may enter; pytest's own are for one user only."""
+    directory = Path(tempfile.mkdtemp(prefix="dreamd-faults-"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
 @pytest.mark.parametrize("command", [("run", "--cycles", "1"), ("init",)])
-def test_an_unwritable_directory_ends_it_before_any_model_is_loaded(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_an_unwritable_directory_ends_it_before_any_model_is_loaded(
+    open_directory: Path, command: tuple[str, ...]
+) -> None:
     """Fault 24: exit 77 with the directory and the fix, and not even torch was imported."""
-    state = tmp_path / "state"
+    state = open_directory / "state"
     state.mkdir(mode=0o555)
+    config = open_directory / "dreamd.toml"
+    config.write_text(f"[run]\nstate_dir = {str(state)!r}\n")
     ended = subprocess.run(
-        [sys.executable, "-c", RUN_AS_NOBODY, *command, "--state-dir", str(state)],
+        [sys.executable, "-c", RUN_AS_NOBODY, *command, "--config", str(config)],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)},
         capture_output=True,
         text=True,
@@ -186,7 +200,7 @@ def test_an_unwritable_directory_ends_it_before_any_model_is_loaded(tmp_path: Pa
         timeout=120,
     )
     assert ended.returncode == 77, ended.stderr
-    assert "state" in ended.stderr
+    assert f"{state}: this user cannot write here" in ended.stderr
     assert ended.stdout.splitlines()[-1] == "False"
 
 

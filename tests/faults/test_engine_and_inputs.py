@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
+import harness
 import pytest
 from harness import RecordingObserver, check_invariants, dream, load, outcomes, query
 from test_database_faults import AtState
@@ -49,7 +50,7 @@ def test_an_engine_that_fails_costs_one_cycle(new_run: NewRun) -> None:
         dream(file, 2, prepare=break_engine)
     assert caught.value.exit_code == 70
     assert outcomes(file) == ["failed"]
-    assert query(file, "select count(*) from claims") == [(0,)]
+    assert query(file, "select count(*) from claims where cycle = 1") == [(0,)]
     dream(file, 1)
     assert outcomes(file) == ["failed", "promoted"]
     check_invariants(file)
@@ -106,7 +107,7 @@ def test_a_clock_that_jumps_changes_no_order(new_run: NewRun, monkeypatch: pytes
     assert query(file, "select head_version from runs") == [("cycle-000006",)]
     parents = [row[0] for row in query(file, "select parent_version from cycles order by number")]
     assert parents == ["base", *(f"cycle-{number:06d}" for number in range(1, 6))]
-    exact = "select version from checkpoints where exact and state != 'pruned' and cycle_number is not null order by 1"
+    exact = "select version from checkpoints where exact and state != 'pruned' and cycle is not null order by 1"
     left = [row[0] for row in query(file, exact)]
     assert left == [f"cycle-{number:06d}" for number in range(7 - len(left), 7)]
     durations = [value for row in query(file, "select seconds from cycles") for value in _values(row[0])]
@@ -149,6 +150,7 @@ def test_a_pack_edited_while_running_waits_for_the_next_start(new_run: NewRun, t
     dream(file, 2, observer=AtState(CycleState.SWEPT, lambda: pack.write_text(f"{text}\nlists: [\n")))
     assert outcomes(file) == ["promoted", "promoted"]
     assert query(file, "select count(*) > 0 from scenarios where pack = 'own' and cycle = 2") == [(1,)]
+    harness._built.cache_clear()  # the next start is another process, which has read nothing yet
     with pytest.raises(PackError, match=r"own\.yaml:\d+") as caught:
         dream(file, 1)
     assert caught.value.exit_code == 78

@@ -126,7 +126,7 @@ def test_killed_between_cycles_is_the_straight_run(tmp_path: Path, precision: st
 def test_killed_within_published_cycles_is_the_straight_run(
     tmp_path: Path, database_url: str, precision: str, straight: Path, play: Play
 ) -> None:
-    """SIGKILL in cycles 2 and 4 once their checkpoint has its name: the starts finish them to the very same bits.
+    """Fault 4: SIGKILL in cycles 2 and 4, their checkpoint has its name: the starts finish them to the very same bits.
 
     On PostgreSQL too, compared with a straight run on SQLite.
     """
@@ -210,7 +210,7 @@ def test_another_run_seed_is_another_run(tmp_path: Path, precision: str, straigh
 
 @pytest.mark.parametrize("precision", ["fp32"], indirect=True)
 def test_one_flipped_bit_is_noticed(tmp_path: Path, precision: str, straight: Path, play: Play) -> None:
-    """The lowest bit of one weight, flipped between kill and start: refused; past forged hashes, the comparison fails.
+    """Fault 11: the lowest bit of a weight flips while down: refused; past forged hashes, the comparison fails.
 
     One unit in the last place of one weight is the smallest way in which a resumed policy can be another one.
     """

@@ -71,7 +71,7 @@ def test_killed_inside_a_rollback(tmp_path: Path, database_url: str, kill_at: Ki
 
 
 def test_published_by_another_lineage_is_not_adopted(tmp_path: Path, kill_at: KillAt) -> None:
-    """A directory of the right name whose manifest is of another batch is set aside, and the cycle is lost."""
+    """Fault 4: a directory of the right name, but of another batch, is set aside, and the cycle is lost."""
     file = make_run(tmp_path, "")
     kill_at(file, "stepped")
     store = DirectoryStore(tmp_path / "state" / "checkpoints")
@@ -85,7 +85,7 @@ def test_published_by_another_lineage_is_not_adopted(tmp_path: Path, kill_at: Ki
 
 
 def test_damaged_publication_is_not_adopted(tmp_path: Path, kill_at: KillAt) -> None:
-    """A published directory with one flipped bit is never adopted: the cycle is lost, the files are kept aside."""
+    """Faults 4 and 11: a publication with one flipped bit is never adopted: lost, the files are kept aside."""
     file = make_run(tmp_path, "")
     kill_at(file, "renamed")
     weights = tmp_path / "state" / "checkpoints" / "cycle-000001" / "model.safetensors"
@@ -98,7 +98,7 @@ def test_damaged_publication_is_not_adopted(tmp_path: Path, kill_at: KillAt) -> 
 
 @pytest.mark.parametrize("moment", ["published", "probed"])
 def test_candidate_damaged_while_down_never_becomes_the_head(tmp_path: Path, kill_at: KillAt, moment: str) -> None:
-    """One flipped bit in a candidate that awaits its probes or its verdict: the cycle is lost, the head stays (I2)."""
+    """Fault 11: a bit flips in a candidate that awaits its probes or its verdict: lost, the head stays (I2)."""
     file = make_run(tmp_path, "")
     kill_at(file, moment)
     weights = tmp_path / "state" / "checkpoints" / "cycle-000001" / "model.safetensors"

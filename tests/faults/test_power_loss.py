@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 from harness import check_invariants, dream, load, make_run, query
 from power_loss import Disk, Moment, watching
 from pysqlite3 import dbapi2
+from torch import Tensor
 
+from daemon.checkpoints import files
 from daemon.checkpoints.store import DirectoryStore
+from daemon.domain.errors import CheckpointError
 from daemon.domain.states import CycleState
 
 SAFE = {CycleState.PUBLISHED, CycleState.PROBED}
@@ -57,6 +61,49 @@ def test_a_directory_renamed_too_early_loses_its_files(tmp_path: Path) -> None:
     found = _trees(disk, "at the end")
     assert found["unsynced lost"] == {"x": None}
     assert _trees(disk, "before fsync of disk")["unsynced zeroed"] == {"x": None, "x/file": bytes(2)}
+
+
+class Weights:
+    """Mirrors the `Snapshot` port."""
+
+    weights: Mapping[str, Tensor] = {}
+    changes = None
+
+    def write(self, directory: Path) -> dict[str, str]:
+        (directory / "model.safetensors").write_bytes(b"weights")
+        (directory / "optimizer.state").write_bytes(b"moments")
+        return {"weights_digest": "x", "optimizer_digest": "y"}
+
+
+@pytest.mark.parametrize("forgotten", ["nothing", "files", "directory", "parent"])
+def test_a_forgotten_fsync_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str) -> None:
+    """A publication is absent or verifies after every power loss, and there once it returned; not without any fsync.
+
+    The control of the test below: whichever of the three kinds of fsync is left out, some power loss shows it.
+    """
+    root = tmp_path / "checkpoints"
+    store, fsync = DirectoryStore(root), files.fsync
+
+    def forgetful(path: Path) -> None:
+        kind = "files" if path.is_file() else "parent" if path == root else "directory"
+        if kind != forgotten:
+            fsync(path)
+
+    monkeypatch.setattr(files, "fsync", forgetful)
+    rows: list[bytes] = []
+    with watching(Disk(root, lambda: b"".join(rows))) as disk:
+        store.publish("base", Weights(), cycle_number=None, parent=None, batch_hash=None, step=None)
+        rows.append(b"published")
+    broken = []
+    for number, moment in enumerate(disk.moments.values()):
+        moment.restore(tmp_path / str(number))
+        left = DirectoryStore(tmp_path / str(number))
+        try:
+            if moment.database or left.exists("base"):
+                left.verify("base")
+        except CheckpointError:
+            broken.append(moment.label)
+    assert bool(broken) == (forgotten != "nothing"), broken
 
 
 @pytest.mark.slow

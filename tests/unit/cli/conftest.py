@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from daemon.domain.probing import ProbeRun
 from daemon.domain.states import CycleState, Decision, ProbeReason
 from daemon.storage.database import open_database
 from daemon.storage.ledger import SqlLedger
+from daemon.storage.lock import RunLock
 from daemon.storage.runs import create_run
 
 
@@ -80,6 +81,37 @@ def _probes(nll: float, *, passed: bool, reason: ProbeReason = ProbeReason.CORE)
         ProbeRun(result.probe, reason, 0, f"suite of {result.probe}", (result,), seconds)
         for result, seconds in zip(results, (2.0, 1.25, 1.75), strict=True)
     ]
+
+
+@pytest.fixture(scope="session")
+def made_run(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Path:
+    """The run of `stored_run`, to be copied."""
+    from stored_run import make_stored_run  # brings torch, which most tests here do without
+
+    state = tmp_path_factory.mktemp("stored") / "state"
+    make_stored_run(state, sqlite_template)
+    return state
+
+
+@pytest.fixture
+def state(tmp_path: Path, made_run: Path) -> Path:
+    """A copy of `made_run`."""
+    return Path(shutil.copytree(made_run, tmp_path / "stored"))
+
+
+@pytest.fixture
+def call(dreamd: Dreamd, state: Path) -> Dreamd:
+    """`dreamd checkpoints ARGUMENTS` on `state`."""
+    return lambda *arguments: dreamd("checkpoints", *arguments, "--state-dir", str(state))
+
+
+@pytest.fixture
+def daemon_runs(state: Path) -> Iterator[None]:
+    """The run's lock, held as by a daemon."""
+    engine = open_database(f"sqlite:///{state / 'dreamd.sqlite3'}")
+    with RunLock(engine, "default"):
+        yield
+    engine.dispose()
 
 
 @pytest.fixture

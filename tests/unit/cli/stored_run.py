@@ -20,6 +20,7 @@ from torch import Tensor
 
 from daemon.checkpoints.image import changes_between, image_of
 from daemon.checkpoints.store import DirectoryStore
+from daemon.config import Loaded, load_config
 from daemon.domain.records import Checkpoint
 from daemon.domain.states import CycleState, Decision
 from daemon.ports import Changes
@@ -84,6 +85,16 @@ def make_stored_run(state: Path, template: Path) -> None:
 
 def store_of(state: Path) -> DirectoryStore:
     return DirectoryStore(state / "checkpoints")
+
+
+def contents(state: Path) -> dict[str, bytes]:
+    """Every file of every checkpoint, those in quarantine too."""
+    root = state / "checkpoints"
+    return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/**/*") if file.is_file()}
+
+
+def loaded_run(state: Path, *flags: str) -> Loaded:
+    return load_config(None, environ={}, flags=[f"run.state_dir={state}", *flags])
 
 
 @contextmanager

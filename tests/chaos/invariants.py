@@ -160,7 +160,7 @@ def _spent(number: int, outcome: str | None, batch: str | None, spent: tuple[boo
 
 def _measured(number: int, recorded: Recorded, verdict: Row, findings: Findings) -> None:
     """No verdict without probes: runs and results of the candidate, measured before it."""
-    candidate = recorded.cycles[number]["candidate_version"]
+    candidate = recorded.cycles.get(number, {}).get("candidate_version")
     runs = [run["id"] for run in recorded.tables["probe_runs"] if run["version"] == candidate]
     results = any(row["version"] == candidate for row in recorded.tables["probe_results"])
     before = [run for run in runs if run <= (verdict["last_probe_run"] or 0)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -50,25 +50,34 @@ UNHURT = Attempt("none")
 def attempts(seed: int) -> Iterator[Attempt]:
     """An endless series."""
     generator = random.Random(seed)
+    points = {
+        "state": _dealt(generator, [f"state:{name}" for name in STATES]),
+        "stage": _dealt(generator, [f"stage:{name}" for name in STAGES]),
+        "failpoint": _dealt(generator, [f"failpoint:{name}" for name in FAILPOINTS]),
+        "disk": _dealt(generator, ["fsync", "rename", "unlink"]),
+        "restore": _dealt(generator, RESTORING),
+    }
     while True:
         (kind,) = generator.choices(list(_KINDS), list(_KINDS.values()))
-        yield _attempt(generator, kind)
+        yield _attempt(generator, kind, next(points[kind]) if kind in points else "")
 
 
-def _attempt(generator: random.Random, kind: str) -> Attempt:
+def _dealt(generator: random.Random, names: Sequence[str]) -> Iterator[str]:
+    """Each name once in random order, and so on: none is missing from a long run."""
+    while True:
+        yield from generator.sample(names, len(names))
+
+
+def _attempt(generator: random.Random, kind: str, point: str) -> Attempt:
     poisoned = kind == "restore" or generator.random() < 0.1
     flags = POISON if poisoned else ()
     if kind in ("clock", "start"):
         return Attempt(kind, share=generator.random(), flags=flags)
+    if kind == "failpoint":
+        many = point.partition(":")[2] in MANY
+        return Attempt(kind, 0.0, point, generator.randint(1, 40 if many else 2), 0.0, flags)
+    if kind == "disk":
+        return Attempt(kind, 0.0, point, generator.randint(1, 12), 0.0, flags)
     # Half of them exactly at the point, half somewhere in the milliseconds after it.
     delay = generator.choice((0.0, generator.uniform(0.0, 0.03)))
-    if kind == "state":
-        return Attempt(kind, 0.0, f"state:{generator.choice(STATES)}", generator.randint(1, 2), delay, flags)
-    if kind == "stage":
-        return Attempt(kind, 0.0, f"stage:{generator.choice(STAGES)}", generator.randint(1, 2), delay, flags)
-    if kind == "restore":
-        return Attempt(kind, 0.0, generator.choice(RESTORING), 1, delay, flags)
-    if kind == "failpoint":
-        name = generator.choice(FAILPOINTS)
-        return Attempt(kind, 0.0, f"failpoint:{name}", generator.randint(1, 40 if name in MANY else 2), 0.0, flags)
-    return Attempt(kind, 0.0, generator.choice(("fsync", "rename", "unlink")), generator.randint(1, 12), 0.0, flags)
+    return Attempt(kind, 0.0, point, 1 if kind == "restore" else generator.randint(1, 2), delay, flags)

@@ -40,6 +40,7 @@ def mirror_is_whole(recorded: Recorded, mirror: Path, findings: Findings) -> Non
         said = f"the mirror's {directory.name}: {'; '.join(problems)}"
         findings.check("I2 mirrored checkpoints whole", not problems, said)
     for task in recorded.tables.get("mirror_tasks", []):
-        if task["state"] == "mirrored" and recorded.checkpoints[task["version"]]["state"] != "pruned":
+        row = recorded.checkpoints.get(task["version"])
+        if task["state"] == "mirrored" and row is not None and row["state"] != "pruned":
             there = (mirror / task["version"] / published.MANIFEST).is_file()
             findings.check("I2 mirrored checkpoints there", there, f"the mirror has no {task['version']}")

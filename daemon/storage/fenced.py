@@ -28,6 +28,7 @@ Answer = TypeVar("Answer")
 RECONNECT_S = 60
 """For so long a server may be away before an error is made of it; like SQLite's patience with a locked file."""
 _RETRY_S = 0.5
+_ATTEMPTS = 2
 
 
 class FencedRun:
@@ -69,21 +70,22 @@ class FencedRun:
 
         Raises:
             FencedError: another ledger took the run over; nothing was written.
-            DatabaseError: nothing was committed.
+            DatabaseError: nothing was committed; or the server is away and cannot be asked.
         """
-        answers: list[Answer] = []
         mark = token_hex(16)
-        try:
-            self._hold_lock()
-            with self._transaction(mark) as writes:
-                answers.append(work(writes, *args, **named))
-        except DatabaseError as error:
-            self._reconnect(error)
-            if self._committed(mark):
-                return answers[-1]
-            answers.clear()
-            with self._transaction(mark) as writes:
-                answers.append(work(writes, *args, **named))
+        answers: list[Answer] = []
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._hold_lock()
+                with self._transaction(mark) as writes:
+                    answers.append(work(writes, *args, **named))
+                break
+            except DatabaseError as error:
+                self._reconnect(error)
+                if self._committed(mark):
+                    break
+                if attempt == _ATTEMPTS - 1:
+                    raise
         return answers[-1]
 
     @contextmanager

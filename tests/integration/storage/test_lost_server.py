@@ -210,6 +210,22 @@ def test_a_second_lost_connection_is_an_error(engine: Engine, through_proxy: Eng
         assert connection.scalar(sa.select(sa.func.count()).select_from(tables.events)) == 0
 
 
+def test_a_second_lost_answer_is_looked_up_too(engine: Engine, through_proxy: Engine, proxy: Proxy) -> None:
+    """First the request is lost, then the answer to the second try: it happened once, and is no error."""
+    create_run(engine, "test", 7, "models/small", {}, [])
+    ledger = SqlLedger.acquire(through_proxy, "test")
+    losses = ["request", "answer"]
+
+    def work(writes: Any) -> None:
+        proxy.lose = losses.pop(0)
+        writes.event("something", "info", None, {})
+
+    ledger._run.write(work)
+    assert (losses, proxy.num_lost) == ([], 2)
+    with reading(engine) as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(tables.events)) == 1
+
+
 def data_directory(engine: Engine) -> str:
     with reading(engine) as connection:
         return str(connection.scalar(sa.text("SHOW data_directory")))

@@ -24,7 +24,7 @@ from sqlalchemy import Engine
 from daemon.domain.errors import AlreadyClaimedError, FencedError, RestoredBackupError
 from daemon.domain.records import Cycle, Draw
 from daemon.domain.states import CycleState, Outcome
-from daemon.storage import tables
+from daemon.storage import journal_file, tables
 from daemon.storage.backup import back_up
 from daemon.storage.database import reading
 from daemon.storage.journal import adopt_journal, entries
@@ -207,3 +207,49 @@ def test_a_claim_that_the_server_refused_is_not_noted(engine: Engine, journal: P
     with pytest.raises(AlreadyClaimedError):
         drive_to(ledger, CycleState.CLAIMED, [make_scenario("Name three owls, cycle 1, 0.")])
     assert journal.read_bytes() == before
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+def test_dying_anywhere_in_a_claim_leaves_both_in_step(
+    engine: Engine, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each statement and commit of a claim, and before its note: after the next start both know the same.
+
+    Until the claim returns the optimizer has not moved, so a claim that is in neither is no loss.
+    """
+    ledger = new_run(engine, journal)
+    promote_one(ledger)
+    survived = False
+    for at in range(1, 100):
+        seen = 0
+
+        def tick(*_: object) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == at:  # noqa: B023
+                raise Crash
+
+        cycle = drive_to(ledger, CycleState.PAIRED)
+        examples = ledger.examples(cycle)
+        sa.event.listen(engine, "before_cursor_execute", tick)
+        sa.event.listen(engine, "commit", tick)
+        with monkeypatch.context() as patch:
+            patch.setattr(journal_file.os, "fsync", tick)
+            try:
+                ledger.claim(cycle, examples)
+                survived = True
+            except Crash:
+                pass
+        sa.event.remove(engine, "before_cursor_execute", tick)
+        sa.event.remove(engine, "commit", tick)
+        ledger = acquire(engine, journal)
+        assert set(entries(journal)) == claims_of(engine)
+        spends = ledger.cycle(cycle.number).state.spends
+        ledger.close(cycle, Outcome.LOST if spends else Outcome.ABANDONED, "the process ended")
+        if survived:
+            break
+    assert survived
+    assert at > 10

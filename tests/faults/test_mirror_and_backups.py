@@ -1,0 +1,117 @@
+"""A real run whose mirror is away, whose files rot at rest, whose database is replaced by an older one."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import RecordingObserver, check_invariants, dream, flip_bit, outcomes, query
+
+from daemon.domain.errors import CheckpointError, RestoredBackupError
+
+NewRun = Callable[..., Path]
+
+
+def test_an_unreachable_mirror_stops_nothing(new_run: NewRun, tmp_path: Path) -> None:
+    """Fault 28: nobody listens at the mirror's address: two cycles are promoted, all is queued, and it is said once.
+
+    With a mirror that answers the next start sends everything, byte for byte.
+    """
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and never listens
+        away = f"sftp://somebody@127.0.0.1:{unused.getsockname()[1]}/mirror"
+        file = new_run(checkpoints={"mirror_url": away})
+        observer = RecordingObserver()
+        dream(file, 2, observer=observer)
+    assert outcomes(file) == ["promoted", "promoted"]
+    assert [name for name, _ in observer.events].count("mirror_unreachable") == 1
+    queued = query(file, "select version from mirror_tasks where mirrored_at is null order by 1")
+    assert queued == [("base",), ("cycle-000001",), ("cycle-000002",)]
+    mirror = tmp_path / "mirror"
+    file.write_text(file.read_text().replace(away, f"file://{mirror}"))
+    # The back-off of a minute would have to be waited for.
+    later = "update mirror_tasks set next_try_at = (select started_at from cycles where number = 1)"
+    _execute(file.parent / "state" / "dreamd.sqlite3", later)
+    dream(file, 1)
+    assert query(file, "select count(*) from mirror_tasks where mirrored_at is null") == [(0,)]
+    local = file.parent / "state" / "checkpoints"
+    for version in ("base", "cycle-000001", "cycle-000002", "cycle-000003"):
+        assert _files(mirror / version) == _files(local / version) != {}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated"])
+def test_what_rots_at_rest_comes_back_from_the_mirror(new_run: NewRun, tmp_path: Path, damage: str) -> None:
+    """Faults 10 and 11: a file of an anchor is cut or has one bit flipped: found, set aside, and fetched again.
+
+    Training never stopped for it; the checkpoint is what it was, byte for byte.
+    """
+    mirror = tmp_path / "mirror"
+    file = new_run(checkpoints={"mirror_url": f"file://{mirror}"}, watchdog={"baked_after": 1})
+    dream(file, 2)
+    anchor = file.parent / "state" / "checkpoints" / "cycle-000001"
+    whole, weights = _files(anchor), anchor / "model.safetensors"
+    if damage == "flipped":
+        flip_bit(weights)
+    else:
+        weights.write_bytes(weights.read_bytes()[:-1])
+    observer = RecordingObserver()
+    dream(file, 1, observer=observer)
+    assert outcomes(file) == ["promoted"] * 3
+    assert "checkpoint_restored" in [name for name, _ in observer.events]
+    assert _files(anchor) == whole
+    (aside,) = (file.parent / "state" / "checkpoints" / "quarantine").iterdir()
+    assert aside.name.startswith("cycle-000001")
+    check_invariants(file)
+
+
+def test_a_truncated_head_is_never_loaded(new_run: NewRun) -> None:
+    """Fault 10: without a mirror a start on a truncated head ends with 74 and names the file; nothing is changed."""
+    file = new_run()
+    dream(file, 1)
+    weights = file.parent / "state" / "checkpoints" / "cycle-000001" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"cycle-000001/model\.safetensors") as caught:
+        dream(file, 1)
+    assert caught.value.exit_code == 74
+    assert outcomes(file) == ["promoted"]
+
+
+def test_an_older_database_is_not_resumed(new_run: NewRun, tmp_path: Path) -> None:
+    """Fault 30: the database of a cycle ago is put back: the start ends with 78 and the way out, and writes nothing.
+
+    With the newer one put back again the run goes on.
+    """
+    file = new_run()
+    database = file.parent / "state" / "dreamd.sqlite3"
+    dream(file, 1)
+    shutil.copy(database, tmp_path / "old")
+    dream(file, 1)
+    shutil.copy(database, tmp_path / "new")
+    shutil.copy(tmp_path / "old", database)
+    claims = (file.parent / "state" / "checkpoints" / "claims.log").read_bytes()
+    with pytest.raises(RestoredBackupError, match="adopt-journal") as caught:
+        dream(file, 1)
+    assert caught.value.exit_code == 78
+    assert query(file, "select count(*) from cycles") == [(1,)]
+    assert (file.parent / "state" / "checkpoints" / "cycle-000002").is_dir()
+    assert (file.parent / "state" / "checkpoints" / "claims.log").read_bytes() == claims
+    shutil.copy(tmp_path / "new", database)
+    dream(file, 1)
+    assert outcomes(file) == ["promoted"] * 3
+    check_invariants(file)
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    """Bytes by name; the marker of a lossy checkpoint says something else at each place."""
+    return {path.name: b"" if path.name == "lossy" else path.read_bytes() for path in directory.iterdir()}
+
+
+def _execute(database: Path, statement: str) -> None:
+    from pysqlite3 import dbapi2
+
+    connection = dbapi2.connect(str(database), isolation_level=None)
+    connection.execute(statement)
+    connection.close()

@@ -34,8 +34,8 @@ from daemon.domain.states import CheckpointState
 from daemon.domain.verdicts import Anchor, Evidence, History, PassCount, Suspicion, Verdict
 from daemon.ports import Judge
 
-KEEP_LAST = CheckpointsConfig().keep_last
-"""Newest checkpoints whose files stay, as shipped."""
+KEEP_EXACT = CheckpointsConfig().keep_exact
+"""Newest checkpoints whose exact state stays, as shipped."""
 NUM_EARLIER = 20
 """Earlier steps whose figures the history carries."""
 
@@ -251,7 +251,7 @@ class Run:
 
     def _prune(self) -> None:
         """Mark whose files are deleted; only the newest 40 can still have some, apart from those that stay for good."""
-        keep = ancestry.kept(self._checkpoints[::-1], self._config.baked_after, KEEP_LAST)
+        keep = ancestry.kept(self._checkpoints[::-1], self._config.baked_after, KEEP_EXACT)
         for place in range(max(0, len(self._checkpoints) - 40), len(self._checkpoints)):
             checkpoint = self._checkpoints[place]
             if checkpoint.version not in keep and checkpoint.state is not CheckpointState.PRUNED:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from daemon.checkpoints.mirror import FsspecMirror
+from daemon.checkpoints.remote import without_password
 from daemon.checkpoints.scrub import StoreScrubber
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config import Config, Loaded
@@ -33,7 +33,6 @@ from daemon.domain import failpoints
 from daemon.domain.errors import CheckpointError, ConfigError, UsageError
 from daemon.domain.novelty import conversation_text
 from daemon.domain.records import Checkpoint
-from daemon.domain.retention import Retention
 from daemon.domain.states import CheckpointState, Outcome
 from daemon.ports import Engine, Mirror, Observer, Snapshot, Weights
 from daemon.preferences import (
@@ -64,7 +63,6 @@ from daemon.training.encoder import ChatEncoder
 from daemon.training.inspector import TorchInspector
 from daemon.training.model_folder import check_model_folder, copy_assets
 from daemon.training.policy import TorchPolicy
-from daemon.training.snapshot import WEIGHTS_FILE
 from daemon.training.small_model import build_small_model
 from daemon.watchdog.breaker import RollbackBreaker
 from daemon.watchdog.governor import BaseSettings, RuleGovernor
@@ -101,9 +99,9 @@ def init_run(loaded: Loaded, observer: Observer, *, small_model: bool) -> InitRe
     source = build_source(config.scenarios, special_tokens(config.model.path))
     upgrade(config.run.url)
     engine = open_database(config.run.url)
-    with RunLock(engine, config.run.name):
+    with RunLock(engine, config.run.name) as lock:
         _hold_out(engine, config, source, config.run.seed)
-        ledger = _acquire(engine, config)
+        ledger = _acquire(engine, config, lock)
         created = load_run(engine, config.run.name).head_version is None
         if created:
             with observer.stage(None, "import the base model"):
@@ -160,11 +158,12 @@ def serve(
         return service.run()
 
 
-def roll_back(loaded: Loaded, observer: Observer, *, to_cycle: int | None) -> dict[str, Any]:
+def roll_back(loaded: Loaded, observer: Observer, *, to_cycle: int | None, lossy: bool = False) -> dict[str, Any]:
     """An operator's rollback: the head becomes an earlier checkpoint, which is restored and verified.
 
     Args:
         to_cycle: the cycle whose checkpoint to go to, 0 for the base; None for the head's parent.
+        lossy: take one of which only the image is kept.
 
     Raises:
         UsageError: there is no such checkpoint, or its files are gone.
@@ -172,6 +171,11 @@ def roll_back(loaded: Loaded, observer: Observer, *, to_cycle: int | None) -> di
     config = loaded.config
     with _owned(loaded, damaged_head=True) as (ledger, run, source):
         target = _find_target(ledger, to_cycle)
+        if not (target.exact or lossy):
+            raise UsageError(
+                f"of {target.version} only the image is kept, its weights in bfloat16: "
+                f"`dreamd checkpoints restore {target.version} --lossy` goes there, with a fresh optimizer"
+            )
         _store(config).open(target)  # the head must load at every instant, so look before it moves
         left = _leave_damaged_head(ledger, _store(config), target)
         stages = _build(config, ledger, run.seed, source, observer)
@@ -208,36 +212,6 @@ def _leave_damaged_head(ledger: SqlLedger, store: DirectoryStore, target: Checkp
     return None
 
 
-def export_checkpoint(loaded: Loaded, version_or_cycle: str, directory: Path) -> dict[str, Any]:
-    """Write a checkpoint as an ordinary Hugging Face folder: weights, config, tokenizer, chat template.
-
-    Raises:
-        UsageError: no such checkpoint, or its files are gone.
-        CheckpointError: it does not verify.
-    """
-    config = loaded.config
-    engine = open_database(config.run.url, readonly=True)
-    check_schema(engine)
-    ledger = _reader(engine, config)
-    if version_or_cycle == "head":
-        checkpoint = ledger.head()
-    else:
-        checkpoint = _find_target(ledger, 0 if version_or_cycle == BASE else int(version_or_cycle), rejected=True)
-    store = _store(config)
-    source, assets = store.open(checkpoint), store.open(ledger.lineage()[-1])
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    copy_assets(assets, temporary)
-    (temporary / "manifest.json").unlink(missing_ok=True)
-    shutil.copyfile(source / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
-    if directory.exists():
-        directory.rmdir()
-    temporary.rename(directory)
-    engine.dispose()
-    return {"exported": checkpoint.version, "directory": str(directory), "weights_digest": checkpoint.weights_digest}
-
-
 @dataclass(frozen=True)
 class _WithAssets:
     """A snapshot that is a whole model folder: configuration, tokenizer and chat template as well."""
@@ -271,14 +245,14 @@ def _owned(loaded: Loaded, *, damaged_head: bool = False) -> Iterator[tuple[SqlL
     try:
         check_schema(engine)
         source = build_source(config.scenarios, special_tokens(_store(config).path(BASE)))
-        with RunLock(engine, config.run.name):
+        with RunLock(engine, config.run.name) as lock:
             run = load_run(engine, config.run.name)
             if loaded.source("run.seed") != "default" and config.run.seed != run.seed:
                 raise ConfigError(
                     f"{loaded.source('run.seed')}: run.seed = {config.run.seed}, but run {run.name} was created with "
                     f"{run.seed}; a seed is fixed at `dreamd init`: set it back, or choose another run.name"
                 )
-            ledger = _acquire(engine, config)
+            ledger = _acquire(engine, config, lock)
             _hold_out(engine, config, source, run.seed)  # a pack added since `init` brings items of its own
             if not damaged_head:
                 _store(config).open(ledger.head())
@@ -287,7 +261,7 @@ def _owned(loaded: Loaded, *, damaged_head: bool = False) -> Iterator[tuple[SqlL
         engine.dispose()
 
 
-def _acquire(engine: Any, config: Config) -> SqlLedger:
+def _acquire(engine: Any, config: Config, lock: RunLock) -> SqlLedger:
     return SqlLedger.acquire(
         engine,
         config.run.name,
@@ -295,6 +269,7 @@ def _acquire(engine: Any, config: Config) -> SqlLedger:
         rest_cycles=config.governor.rest_cycles,
         reference_items=config.watchdog.reference_items,
         journal=config.run.claims_log,
+        lock=lock,
     )
 
 
@@ -309,12 +284,6 @@ def _held_out_texts(config: Config, source: MixtureSource) -> Iterator[tuple[str
     for scenario in source.all_held_out():
         yield scenario.content_hash, conversation_text(scenario.messages)
     yield from load_suite(config.probes.suites).held_out()
-
-
-def _reader(engine: Any, config: Config) -> SqlLedger:
-    """A ledger to read with: it owns nothing, so its writes would be refused."""
-    run = load_run(engine, config.run.name)
-    return SqlLedger(engine, run.id, run.name, -1)
 
 
 def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSource, observer: Observer) -> Stages:
@@ -357,7 +326,7 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
         observer=observer,
         run_seed=run_seed,
         config=_recorded(config),
-        retention=retention(config),
+        retention=config.retention,
         baked_after=config.watchdog.baked_after,
         warmup_cycles=config.watchdog.warmup_cycles,
         reference_items=config.watchdog.reference_items,
@@ -366,12 +335,6 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
         scrub_bytes=config.checkpoints.scrub_mib * 2**20,
         rehearse_every=timedelta(days=days) if (days := config.checkpoints.rehearse_every_days) else None,
     )
-
-
-def retention(config: Config) -> Retention:
-    """What to keep, as the domain has it."""
-    kept = config.checkpoints
-    return Retention(kept.keep_last, kept.keep_every, kept.keep_exact, kept.keep_rollbacks, config.watchdog.baked_after)
 
 
 def mirror_of(config: Config, check: Callable[[], None] = lambda: None) -> Mirror | None:
@@ -476,4 +439,6 @@ def _recorded(config: Config) -> dict[str, Any]:
     """The configuration as it goes into the database: JSON, without a password."""
     recorded = config.model_dump(mode="json")
     recorded["run"]["database_url"] = redacted(config.run.url)
+    if config.checkpoints.mirror_url is not None:
+        recorded["checkpoints"]["mirror_url"] = without_password(config.checkpoints.mirror_url)
     return recorded

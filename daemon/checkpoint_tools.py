@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 
 from daemon.checkpoints.files import publish_directory
 from daemon.checkpoints.layers import Difference, differences
-from daemon.checkpoints.manifest import FILE_NAME, IMAGE_PREFIX, LOSSY_MARKER, read_manifest
+from daemon.checkpoints.manifest import FILE_NAME, IMAGE_PREFIX, read_manifest
 from daemon.checkpoints.store import TEMPORARY_PREFIX, WEIGHTS_FILE, DirectoryStore
 from daemon.checkpoints.usage import bytes_in
 from daemon.config import Config, Loaded
 from daemon.domain.errors import CheckpointError, DiskError, DreamdError, FencedError
 from daemon.domain.records import Checkpoint
-from daemon.domain.retention import retained
-from daemon.domain.states import CheckpointKind, CheckpointState
+from daemon.domain.retention import LOSSY_MARKER, removals, retained
+from daemon.domain.states import CheckpointState
 from daemon.ports import Mirror, Weights
 from daemon.service.state_dir import prepare_state_dir
 from daemon.storage.database import open_database
@@ -215,21 +215,15 @@ def _verified(store: DirectoryStore, checkpoint: Checkpoint, chain: bool) -> Ver
 
 def _due(config: Config, ledger: SqlLedger, store: DirectoryStore) -> list[Removal]:
     """What the retention removes, oldest first."""
-    from daemon.app import retention  # brings transformers, which the rest of this module does without
-
-    settings = retention(config)
+    settings = config.retention
     present = [c for c in ledger.checkpoints() if c.state is not CheckpointState.PRUNED]
     keep = retained(present, ledger.lineage(), ledger.rollback_sides(settings.keep_rollbacks), settings)
-    due = []
-    for checkpoint in present:
-        version = checkpoint.version
-        # Without its exact state a full one has nothing left; it goes as a whole.
-        whole = version not in keep.images or (checkpoint.kind is CheckpointKind.FULL and version not in keep.exact)
-        if whole:
-            due.append(Removal(version, "gone", bytes_in(store.path(version))))
-        elif checkpoint.exact and version not in keep.exact:
-            due.append(Removal(version, "lossy", _exact_bytes(store, version)))
-    return due
+    return [
+        Removal(checkpoint.version, "gone", bytes_in(store.path(checkpoint.version)))
+        if whole
+        else Removal(checkpoint.version, "lossy", _exact_bytes(store, checkpoint.version))
+        for checkpoint, whole in removals(present, keep)
+    ]
 
 
 def _exact_bytes(store: DirectoryStore, version: str) -> int:

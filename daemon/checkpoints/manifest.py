@@ -21,8 +21,8 @@ READABLE = (1, 2)
 FILE_NAME = "manifest.json"
 IMAGE_PREFIX = "image."
 """Of the names of files that hold a checkpoint's image; every other blob is of its exact state."""
-LOSSY_MARKER = "lossy"
-"""File that says that the exact state was deleted on purpose."""
+_CHUNK = 2**24
+"""Bytes read at once."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,9 @@ def _step(fields: dict[str, Any] | None) -> StepReport | None:
 
 def hash_file(path: Path) -> Blob:
     """BLAKE3 and size of a file."""
-    hasher = blake3(max_threads=blake3.AUTO)
-    hasher.update_mmap(path)
-    return Blob(hasher.hexdigest(), path.stat().st_size)
+    hasher, size = blake3(max_threads=blake3.AUTO), 0
+    with path.open("rb") as file:  # never mapped: a bad sector would end the process instead of raising
+        while chunk := file.read(_CHUNK):
+            hasher.update(chunk)
+            size += len(chunk)
+    return Blob(hasher.hexdigest(), size)

@@ -20,7 +20,6 @@ from daemon.checkpoints.files import publish_directory
 from daemon.checkpoints.manifest import (
     FILE_NAME,
     IMAGE_PREFIX,
-    LOSSY_MARKER,
     Blob,
     Manifest,
     hash_file,
@@ -28,6 +27,7 @@ from daemon.checkpoints.manifest import (
 )
 from daemon.checkpoints.remote import CHUNK_BYTES, TEMPORARY_PREFIX, Link, Remote
 from daemon.domain.errors import CheckpointError, DiskError, MirrorError
+from daemon.domain.retention import LOSSY_MARKER
 from daemon.domain.states import CheckpointKind
 
 TIMEOUT_S = 60.0

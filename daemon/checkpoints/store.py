@@ -28,7 +28,6 @@ from daemon.checkpoints.image import digest_of_weights, image_digest, image_of, 
 from daemon.checkpoints.manifest import (
     FILE_NAME,
     IMAGE_PREFIX,
-    LOSSY_MARKER,
     Manifest,
     hash_file,
     read_manifest,
@@ -36,6 +35,7 @@ from daemon.checkpoints.manifest import (
 from daemon.domain import failpoints
 from daemon.domain.errors import CheckpointError, DiskError, DreamdError
 from daemon.domain.records import Checkpoint, StepReport
+from daemon.domain.retention import LOSSY_MARKER
 from daemon.domain.states import CheckpointKind
 from daemon.ports import Snapshot
 
@@ -258,13 +258,9 @@ class DirectoryStore:
         if parent is None:
             return _Image(CheckpointKind.FULL)
         digest = digest_of_weights(snapshot.weights)
-        before = read_manifest(self.path(parent.version))
-        if before.root_hash != parent.root_hash:
-            raise CheckpointError(f"{self.path(parent.version)}: it is not the parent that was recorded")
-        length = before.chain_length + 1
-        # A full one other than the base may be pruned, and its image with it.
-        rooted = before.kind is not CheckpointKind.FULL or before.parent_version is None
-        if snapshot.changes is not None and rooted and length <= self._keyframe_every:
+        before = self._link(parent)
+        length = 1 if before is None else before.chain_length + 1
+        if snapshot.changes is not None and before is not None and length <= self._keyframe_every:
             delta = directory / DELTA_FILE
             write_delta(delta, snapshot.changes)
             size = before.chain_bytes + delta.stat().st_size
@@ -273,6 +269,16 @@ class DirectoryStore:
             delta.unlink()
         write_keyframe(directory / KEYFRAME_FILE, snapshot.weights)
         return _Image(CheckpointKind.KEYFRAME, digest)
+
+    def _link(self, parent: Checkpoint) -> Manifest | None:
+        """The parent's manifest, if a delta to its image will be of use."""
+        try:
+            chain = self._chain(parent.version)
+        except CheckpointError:  # a lost link is for the scrub to tell; a keyframe heals the lineage
+            return None
+        # A full one other than the base may be pruned, and its image with it.
+        rooted = chain[0].kind is CheckpointKind.KEYFRAME or chain[0].parent_version is None
+        return chain[-1] if rooted and chain[-1].root_hash == parent.root_hash else None
 
     def _chain(self, version: str) -> list[Manifest]:
         links = [self._manifest(version)]

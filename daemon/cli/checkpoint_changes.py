@@ -66,7 +66,7 @@ def restore(
     with open_session(loaded, pretty=True) as session:
         from daemon import app
 
-        report = app.roll_back(loaded, session.observer, to_cycle=row["cycle"] or 0)
+        report = app.roll_back(loaded, session.observer, to_cycle=row["cycle"] or 0, lossy=lossy)
     print_pairs(report | {"weights": "exact" if row["exact"] else "lossy"})
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from daemon.checkpoints.manifest import IMAGE_PREFIX, LOSSY_MARKER, Manifest, read_manifest
+from daemon.checkpoints.manifest import IMAGE_PREFIX, Manifest, read_manifest
 from daemon.checkpoints.usage import bytes_in
 from daemon.cli.history import open_run
 from daemon.config import Loaded
 from daemon.domain.errors import CheckpointError, UsageError
+from daemon.domain.retention import LOSSY_MARKER
 from daemon.domain.states import CheckpointKind, CheckpointState
 
 Record = dict[str, Any]

@@ -47,13 +47,14 @@ def show(
 
 
 def _values(loaded: Loaded) -> Iterator[tuple[str, Any, str]]:
+    from daemon.checkpoints.remote import without_password
     from daemon.storage.database import redacted
 
+    hide = {"run.database_url": redacted, "checkpoints.mirror_url": without_password}
     for section, values in loaded.config.model_dump(mode="json").items():
         for name, value in values.items():
             key = f"{section}.{name}"
-            hidden = redacted(value) if key == "run.database_url" and value else value
-            yield key, hidden, loaded.source(key)
+            yield key, hide[key](value) if key in hide and value else value, loaded.source(key)
 
 
 def _toml(value: Any) -> str:

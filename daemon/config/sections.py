@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from daemon.config.section import LearningRate, Section
 from daemon.config.watching import BreakerConfig, GovernorConfig, ProbesConfig, WatchdogConfig
+from daemon.domain.retention import Retention
 from daemon.domain.states import ChosenSource, Objective
 
 Schedule = Literal["constant", "cosine"]
@@ -393,3 +394,11 @@ class Config(Section):
     governor: GovernorConfig = GovernorConfig()
     service: ServiceConfig = ServiceConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @property
+    def retention(self) -> Retention:
+        """What to keep, as the domain has it."""
+        kept = self.checkpoints
+        return Retention(
+            kept.keep_last, kept.keep_every, kept.keep_exact, kept.keep_rollbacks, self.watchdog.baked_after
+        )

@@ -11,10 +11,8 @@ from daemon.cycle.stages import Stages
 from daemon.domain.errors import CheckpointError, DatabaseError, DiskError, DreamdError, MirrorError
 from daemon.domain.lineage import ancestors_kept
 from daemon.domain.records import Checkpoint
+from daemon.domain.retention import LOSSY_MARKER
 from daemon.domain.states import CheckpointKind, CheckpointState
-
-LOSSY_MARKER = "lossy"
-"""File of a checkpoint that was fetched without its exact state."""
 
 
 class HeadDamagedError(CheckpointError):

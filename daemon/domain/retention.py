@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from daemon.domain.lineage import ancestors_kept
 from daemon.domain.records import Checkpoint
 from daemon.domain.states import CheckpointKind, CheckpointState
+
+LOSSY_MARKER = "lossy"
+"""File of a checkpoint that says that its exact state was deleted on purpose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,17 @@ def retained(
     by_version = {checkpoint.version: checkpoint for checkpoint in checkpoints}
     images = {link for version in wanted & by_version.keys() for link in _chain(version, by_version)}
     return Kept(frozenset(exact & by_version.keys()), frozenset(images))
+
+
+def removals(checkpoints: Iterable[Checkpoint], keep: Kept) -> Iterator[tuple[Checkpoint, bool]]:
+    """Checkpoints that lose their exact state, or (True) all they have."""
+    for checkpoint in checkpoints:
+        exact = checkpoint.version in keep.exact
+        # Without its exact state a full one has nothing left; it goes as a whole.
+        if checkpoint.version not in keep.images or (checkpoint.kind is CheckpointKind.FULL and not exact):
+            yield checkpoint, True
+        elif checkpoint.exact and not exact:
+            yield checkpoint, False
 
 
 def _chain(version: str, by_version: Mapping[str, Checkpoint]) -> Iterable[str]:

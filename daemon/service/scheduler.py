@@ -36,6 +36,10 @@ class Pause(Protocol):
     def reason(self) -> str:
         """Why not."""
 
+    @property
+    def error(self) -> type[Exception]:
+        """Raised with the reason where waiting is no answer."""
+
 
 class Service:
     """Runs `setup`, then cycles until a stop, an error or `max_cycles`, then `teardown`; one thread for all three.

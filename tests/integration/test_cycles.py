@@ -10,7 +10,7 @@ import pytest
 import torch
 from harness import RecordingObserver, check_invariants, dream, flip_bit, load, make_run, outcomes, query
 
-from daemon import app
+from daemon import app, checkpoint_tools
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config.schedule import plan_step
 from daemon.domain.errors import (
@@ -28,6 +28,7 @@ from daemon.storage.lock import RunLock
 from daemon.sweep.transformers_engine import TransformersEngine
 from daemon.training import objectives
 from daemon.training.policy import TorchPolicy
+from daemon.training.snapshot import TorchSnapshot
 
 POISON = ("training.lr=1.0", "training.allow_unsafe_lr=true")
 
@@ -183,21 +184,21 @@ def test_stop_before_the_claim_abandons_after_it_publishes(
 
 
 def test_full_disk_while_publishing_loses_the_cycle(sqlite_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ENOSPC in the checkpoint: the process ends with 74, nothing is half-written, the cycle is lost."""
-    save = TorchPolicy.save
+    """ENOSPC in the checkpoint: nothing is half-written, the cycle is lost; the second time in a row ends with 74."""
+    write = TorchSnapshot.write
 
-    def full(self: TorchPolicy, directory: Path) -> Any:
-        save(self, directory)
+    def full(self: TorchSnapshot, directory: Path) -> Any:
+        write(self, directory)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(TorchPolicy, "save", full)
+    monkeypatch.setattr(TorchSnapshot, "write", full)
     with pytest.raises(DiskError) as raised:
-        dream(sqlite_run, 1)
+        dream(sqlite_run, 5)
     assert raised.value.exit_code == 74
     monkeypatch.undo()
-    assert outcomes(sqlite_run) == ["lost"]
-    names = sorted(entry.name for entry in (load(sqlite_run).config.run.state_dir / "checkpoints").iterdir())
-    assert names == ["base"]
+    assert outcomes(sqlite_run) == ["lost", "lost"]
+    directories = load(sqlite_run).config.run.checkpoints_dir
+    assert sorted(entry.name for entry in directories.iterdir() if entry.is_dir()) == ["base"]
     dream(sqlite_run, 1)
     check_invariants(sqlite_run)
 
@@ -251,15 +252,21 @@ def test_operator_rollback(sqlite_run: Path) -> None:
     check_invariants(sqlite_run)
 
 
-def test_pruning_keeps_what_a_rollback_needs(tmp_path: Path) -> None:
-    """With keep_last = 2, old files go, rows stay, and base and head still load."""
-    file = make_run(tmp_path, "", checkpoints={"keep_last": 2})
-    dream(file, 4)
-    kept = sorted(e.name for e in (load(file).config.run.state_dir / "checkpoints").iterdir())
-    assert kept == ["base", "cycle-000003", "cycle-000004"]
-    assert query(file, "select version from checkpoints where state = 'pruned' order by 1") == [
-        ("cycle-000001",),
-        ("cycle-000002",),
+def test_retention_keeps_what_a_rollback_needs(tmp_path: Path) -> None:
+    """Two exact ones and three images: older ones become lossy, then go with all they have; rows stay, chains hold."""
+    retention = {"keep_last": 3, "keyframe_every": 2}
+    file = make_run(tmp_path, "", checkpoints=retention, watchdog={"baked_after": 50})
+    dream(file, 7)
+    rows = query(file, "select version, kind, state, exact from checkpoints order by version")
+    assert [(version[-1], kind, state, bool(exact)) for version, kind, state, exact in rows] == [
+        ("e", "full", "base", True),
+        ("1", "delta", "pruned", False),
+        ("2", "delta", "pruned", False),
+        ("3", "keyframe", "pruned", False),
+        ("4", "delta", "pruned", False),
+        ("5", "delta", "promoted", False),
+        ("6", "keyframe", "promoted", True),
+        ("7", "delta", "promoted", True),
     ]
     with pytest.raises(UsageError, match="pruned"):
         app.roll_back(load(file), RecordingObserver(), to_cycle=1)
@@ -271,7 +278,7 @@ def test_export_is_an_ordinary_folder(sqlite_run: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     dream(sqlite_run, 1)
-    report = app.export_checkpoint(load(sqlite_run), "1", tmp_path / "exported")
+    report = checkpoint_tools.export(load(sqlite_run), "cycle-000001", tmp_path / "exported")
     assert report["exported"] == "cycle-000001"
     names = {file.name for file in (tmp_path / "exported").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
@@ -323,7 +330,7 @@ def test_a_plan_of_phases_runs_through(tmp_path: Path) -> None:
     """SFT, ORPO, DPOP, DPO, ORPO: each step has its phase's objective, rate and reference, every change is a row, and
     a rate twenty times the last one does not look like an accident to the watchdog."""
     training = {"phases": PLAN, "reference": "baked", "rank": 4}
-    kept = {"keep_last": 20}  # the replay needs the references
+    kept = {"keep_exact": 20}  # the replay needs the references
     file = make_run(tmp_path, "", training=training, watchdog={"baked_after": 3}, checkpoints=kept)
     dream(file, 9)
     assert outcomes(file) == ["promoted"] * 9

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.watchdog import PROMPTS, Plan, main, simulate
-from benchmarks.watchdog_lineage import KEEP_LAST, Run
+from benchmarks.watchdog_lineage import KEEP_EXACT, Run
 from benchmarks.watchdog_report import percentile, poisson_upper_bound, report
 from benchmarks.watchdog_studies import (
     NAIVE_RULES,
@@ -75,7 +75,7 @@ def test_sizes_are_those_that_ship() -> None:
     asked = {p: [c.candidate.counts[p].num_items for c in cycles if p in c.candidate.counts] for p in PASS_PROBES}
     assert asked["accept"] == asked["push_back"] == [shipped.behaviour_items] * len(cycles)
     assert all(asked[probe] == [shipped.capability_items] * 2 for probe in CAPABILITIES)
-    assert CheckpointsConfig().keep_last == KEEP_LAST and PROMPTS[0] == shipped.behaviour_items
+    assert CheckpointsConfig().keep_exact == KEEP_EXACT and PROMPTS[0] == shipped.behaviour_items
 
 
 def test_a_detector_half_way_has_capabilities_asked_in_every_cycle() -> None:

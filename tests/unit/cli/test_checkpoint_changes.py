@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from stored_run import FOUR, NAMES, contents, ledger_of, loaded_run, one_cycle, store_of, weights_of
 
 from daemon import app, checkpoint_tools
-from daemon.checkpoints.manifest import LOSSY_MARKER
 from daemon.checkpoints.mirror import FsspecMirror
 from daemon.cycle.retain import retain
+from daemon.domain.retention import LOSSY_MARKER
 from daemon.storage import queries
 from daemon.storage.database import open_database
 from daemon.storage.ledger import SqlLedger

@@ -13,7 +13,7 @@ from harness import flip_bit
 from stored_run import FOUR, NAMES, contents, ledger_of, loaded_run, one_cycle, store_of
 
 from daemon import checkpoint_tools
-from daemon.checkpoints.manifest import LOSSY_MARKER
+from daemon.domain.retention import LOSSY_MARKER
 
 Call = Callable[..., Any]
 

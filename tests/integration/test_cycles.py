@@ -241,19 +241,40 @@ def test_second_daemon_is_refused(tmp_path: Path, database_url: str) -> None:
 
 
 def test_operator_rollback(sqlite_run: Path) -> None:
-    """`rollback --to 1` moves the head, verifies it, and the next cycle trains from there."""
+    """`rollback` goes to the parent, verifies it, and the next cycle trains from there; to a lossy one only by name."""
     dream(sqlite_run, 3)
-    report = app.roll_back(load(sqlite_run), RecordingObserver(), to_cycle=1)
-    assert (report["from"], report["to"], report["verified"]) == ("cycle-000003", "cycle-000001", True)
+    with pytest.raises(UsageError, match=r"restore cycle-000001 --lossy"):
+        app.roll_back(load(sqlite_run), RecordingObserver(), to_cycle=1)
+    report = app.roll_back(load(sqlite_run), RecordingObserver(), to_cycle=2)
+    assert (report["from"], report["to"], report["verified"]) == ("cycle-000003", "cycle-000002", True)
     dream(sqlite_run, 1)
-    assert query(sqlite_run, "select parent_version from cycles where number = 4") == [("cycle-000001",)]
+    assert query(sqlite_run, "select parent_version from cycles where number = 4") == [("cycle-000002",)]
     with pytest.raises(UsageError, match="cycle 9"):
         app.roll_back(load(sqlite_run), RecordingObserver(), to_cycle=9)
     check_invariants(sqlite_run)
 
 
+def test_a_lossy_head_goes_on_from_its_image(sqlite_run: Path) -> None:
+    """Gone back to an image: its weights in bfloat16 are live, a restart gives the same, and later steps are exact."""
+    dream(sqlite_run, 3)
+    app.roll_back(load(sqlite_run), RecordingObserver(), to_cycle=1, lossy=True)
+    ((evidence,),) = query(sqlite_run, "select verification from rollbacks")
+    assert json.loads(str(evidence))["lossy"] is True
+    dream(sqlite_run, 2)
+    assert query(sqlite_run, "select parent_version from cycles order by number") == [
+        ("base",), ("cycle-000001",), ("cycle-000002",), ("cycle-000001",), ("cycle-000004",),
+    ]  # fmt: skip
+    config = load(sqlite_run).config
+    store = DirectoryStore(config.run.checkpoints_dir)
+    policy = TorchPolicy(store.path("base"), config.training, "cpu", store.open, open_image=store.image)
+    head = store.verify("cycle-000005")
+    policy.restore(head)
+    image = store.image(head)
+    assert all(torch.equal(image[name], weight.bfloat16()) for name, weight in policy.weights().items())
+
+
 def test_retention_keeps_what_a_rollback_needs(tmp_path: Path) -> None:
-    """Two exact ones and three images: older ones become lossy, then go with all they have; rows stay, chains hold."""
+    """Two exact ones and three images: older ones become lossy, then go with all they have; chains hold, rows stay."""
     retention = {"keep_last": 3, "keyframe_every": 2}
     file = make_run(tmp_path, "", checkpoints=retention, watchdog={"baked_after": 50})
     dream(file, 7)
@@ -262,8 +283,8 @@ def test_retention_keeps_what_a_rollback_needs(tmp_path: Path) -> None:
         ("e", "full", "base", True),
         ("1", "delta", "pruned", False),
         ("2", "delta", "pruned", False),
-        ("3", "keyframe", "pruned", False),
-        ("4", "delta", "pruned", False),
+        ("3", "keyframe", "promoted", False),  # with 4, what the image of 5 is made of
+        ("4", "delta", "promoted", False),
         ("5", "delta", "promoted", False),
         ("6", "keyframe", "promoted", True),
         ("7", "delta", "promoted", True),

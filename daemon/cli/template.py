@@ -58,7 +58,14 @@ path = {model_path}   # a Hugging Face folder
 #   objective = "orpo"           # the last phase may go on for ever
 
 [checkpoints]
-# keep_last = 3                  # beside the base and the rollback anchors
+# keep_last = 8                  # newest whose image (bfloat16) is kept, beside the base, rollback targets and pins
+# keep_every = 50                # the image of every 50th is kept for ever
+# keep_exact = 2                 # newest that keep weights and optimizer as trained; the others are lossy
+# keyframe_every = 20            # longest chain of deltas
+# mirror_url = "sftp://dreamd@backup.example/srv/dreamd"   # a second place; also file://, s3://; default: none
+# mirror_exact = true            # false: images alone, far less to send
+# scrub_mib = 512                # MiB read again and compared with their hashes, per cycle; 0: never
+# rehearse_every_days = 7        # between two rehearsals of a restore; 0: never
 
 [probes]
 # suites = ["suites/mine.yaml"]  # held-out texts and prompts of your own, beside the shipped ones

@@ -22,10 +22,10 @@ def test_it_means_the_defaults(tmp_path: Path) -> None:
 
 
 def test_every_commented_key_is_a_key_and_holds_its_default(tmp_path: Path) -> None:
-    """Uncommenting any of them is valid; apart from the three examples and the lr written out, it changes nothing."""
+    """Uncommenting any of them is valid; apart from the four examples and the lr written out, it changes nothing."""
     text = re.sub(r"^# (\w+ = )", r"\1", render_template(Config()), flags=re.MULTILINE)
     file = tmp_path / "dreamd.toml"
-    file.write_text(re.sub(r"^(database_url|packs|suites|lr) = .*$", "", text, flags=re.MULTILINE))
+    file.write_text(re.sub(r"^(database_url|packs|mirror_url|suites|lr) = .*$", "", text, flags=re.MULTILINE))
     assert load_config(file, environ={}).config == Config()
     file.write_text(text)
     (phase,) = load_config(file, environ={}).config.training.plan

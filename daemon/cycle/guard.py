@@ -56,7 +56,7 @@ def before_cycle(stages: Stages, now: datetime) -> Pause | None:
         make_live(stages, ledger.head())  # an anchor may have been live for its measurement
         return _no_room(stages)
     left = MAX_PAUSE_S if breaker.until is None else (breaker.until - now).total_seconds()
-    return Pause(min(MAX_PAUSE_S, max(0.0, left)), breaker.reason)
+    return Pause(min(MAX_PAUSE_S, max(0.0, left)), f"the circuit breaker is open: {breaker.reason}")
 
 
 def _no_room(stages: Stages) -> Pause | None:

@@ -68,6 +68,45 @@ class StatusRecorder(Notifier):
         self.sent.append(text)
 
 
+class AliveRecorder(Notifier):
+    """A manager that waits for a sign of life each few milliseconds; counts them."""
+
+    def __init__(self) -> None:
+        super().__init__(None, watchdog_s=0.04)
+        self.signs = 0
+        self.heard = threading.Event()
+
+    def alive(self) -> None:
+        self.signs += 1
+        self.heard.set()
+
+
+def test_waiting_is_a_sign_of_life_and_a_cycle_that_hangs_is_not() -> None:
+    """Idle for an hour's interval, the main thread says it is alive; while a cycle stands still, nobody does."""
+    stop, notifier = StopFlag(), AliveRecorder()
+    during: list[int] = []
+
+    def stand_still() -> Outcome:
+        before = notifier.signs
+        threading.Event().wait(0.5)
+        during.append(notifier.signs - before)
+        notifier.heard.clear()
+        return Outcome.PROMOTED
+
+    def ask() -> None:
+        while not during:
+            threading.Event().wait(0.01)
+        heard.append(notifier.heard.wait(30))
+        stop.request("SIGTERM")
+
+    heard: list[bool] = []
+    asker = threading.Thread(target=ask)
+    asker.start()
+    assert Service(stand_still, stop, 3600.0, None, notifier=notifier).run() == 1
+    asker.join()
+    assert (during, heard) == ([0], [True])
+
+
 @pytest.mark.parametrize("interval_s", [0.0, 0.001])
 def test_it_runs_exactly_the_asked_number_of_cycles_in_one_worker_thread(interval_s: float) -> None:
     """Setup, five cycles, teardown, in this order, all in one thread that is not the caller's."""
@@ -233,7 +272,7 @@ def test_an_open_breaker_keeps_the_service_up_and_is_said() -> None:
     waiting = Waiting(3, stop)
     assert Service(waiting, stop, 0.0, None, notifier=notifier).run() == 1
     assert waiting.asked == 4
-    assert notifier.sent[:3] == ["breaker open, evaluating only: 2 rollbacks in a row"] * 3
+    assert notifier.sent[:3] == ["paused: 2 rollbacks in a row"] * 3
 
 
 def test_an_open_breaker_ends_a_run_of_so_many_cycles() -> None:
@@ -242,4 +281,4 @@ def test_an_open_breaker_ends_a_run_of_so_many_cycles() -> None:
     with pytest.raises(BreakerOpenError) as caught:
         Service(Waiting(1, StopFlag(), reason), StopFlag(), 0.0, 3).run()
     assert caught.value.exit_code == 69
-    assert str(caught.value) == f"the circuit breaker is open, nothing is trained: {reason}"
+    assert str(caught.value) == f"nothing is trained: {reason}"

@@ -58,6 +58,7 @@ from daemon.storage.ledger import SqlLedger
 from daemon.storage.lock import RunLock
 from daemon.storage.migrate import check_schema, upgrade
 from daemon.storage.runs import Run, create_run, load_run
+from daemon.sweep.deadline import DeadlineEngine
 from daemon.sweep.plan import PolicySweeper
 from daemon.training.encoder import ChatEncoder
 from daemon.training.inspector import TorchInspector
@@ -295,7 +296,12 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
         encoder = ChatEncoder(base_dir)
         policy = TorchPolicy(base_dir, config.training, device, store.open, open_image=store.image, seed=run_seed)
     with observer.stage(None, "load engine"):
-        engine = _engine(config, base_dir, encoder, device)
+        engine = DeadlineEngine(
+            lambda: _engine(config, base_dir, encoder, device),
+            config.sweep.deadline_s,
+            config.run.state_dir,
+            observer.log,
+        )
     judges = _judges(config.preferences, encoder, policy, ledger, observer)
     preferences = JudgedPreferences(encoder, config.preferences.chosen_order, judges)
     names = source.held_out_probes()

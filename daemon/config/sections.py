@@ -118,6 +118,8 @@ class SweepConfig(Section):
     """Engine KV cache on the CPU, whole GiB."""
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
     """Share of the GPU's total memory for the engine, when the trainer sits on the same GPU."""
+    deadline_s: Annotated[float, Field(ge=1.0, le=21600.0)] = 900.0
+    """An engine that makes no step for so long hangs: the process ends, to be started again. Loading counts as one."""
 
 
 class PreferencesConfig(Section):

@@ -27,6 +27,7 @@ MAX_SLEEP_S = 600.0
 NAMES = frozenset(
     {
         "cycle.sweep",  # before the engine is asked
+        "engine.generate",  # the engine is asked, and its deadline runs
         "cycle.step",  # claimed, the optimizer has not moved
         "cycle.restore",  # the head has moved, nothing is restored yet
         "store.write",  # the temporary directory is there, and empty

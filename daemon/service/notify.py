@@ -1,9 +1,11 @@
-"""The service manager's notification socket (sd_notify): readiness and a line of status."""
+"""The service manager's notification socket (sd_notify): readiness, a line of status, and signs of life."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
+import time
 from collections.abc import Mapping
 
 
@@ -13,13 +15,17 @@ class Notifier:
     Status is a courtesy: a service manager that went away must not end a training run.
     """
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, watchdog_s: float | None = None) -> None:
+        """Without `watchdog_s`, the manager's patience in seconds, `alive` does nothing."""
         # systemd writes an abstract socket's name with "@" for its leading NUL byte.
         self._address = f"\0{address[1:]}" if address and address.startswith("@") else address or None
+        self.alive_every_s = watchdog_s / 4 if watchdog_s else None
+        self._said_alive = -math.inf
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Notifier:
-        return cls(environ.get("NOTIFY_SOCKET"))
+        microseconds = environ.get("WATCHDOG_USEC", "")
+        return cls(environ.get("NOTIFY_SOCKET"), int(microseconds) / 1e6 if microseconds.isdecimal() else None)
 
     def ready(self) -> None:
         """Started: lock, migration, recovery and head verification are done."""
@@ -28,6 +34,13 @@ class Notifier:
     def status(self, text: str) -> None:
         """One line for `systemctl status`."""
         self._send(f"STATUS={' '.join(text.split())}")
+
+    def alive(self) -> None:
+        """The work went on; call it as often as you like. Without it for too long, the manager ends this process."""
+        now = time.monotonic()
+        if self.alive_every_s is not None and now - self._said_alive >= self.alive_every_s:
+            self._said_alive = now
+            self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
         self._send("STOPPING=1")

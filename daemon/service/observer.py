@@ -74,6 +74,7 @@ class ServiceObserver:
         self._bind(cycle)
         with structlog.contextvars.bound_contextvars(stage=name):
             self._notifier.status(_status(cycle, name))
+            self._notifier.alive()
             self._log.info("stage_started")
             self._progress.start(name)
             started = time.monotonic()
@@ -91,10 +92,12 @@ class ServiceObserver:
                 self._progress.finish()
 
     def committed(self, cycle: Cycle) -> None:
+        self._notifier.alive()
         self._bind(cycle)
         self._log.info("state_committed", state=str(cycle.state))
 
     def check_stop(self) -> None:
+        self._notifier.alive()
         self._stop.check()
 
     def log(self, event: str, **fields: Any) -> None:
@@ -106,6 +109,7 @@ class ServiceObserver:
 
     def _callback(self, interruptible: bool) -> ProgressCallback:
         def progress(done: int, total: int) -> None:
+            self._notifier.alive()
             if interruptible:
                 self._stop.check()
             self._progress.update(done, total)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 import structlog
@@ -51,7 +51,7 @@ class Service:
         max_cycles: cycles to finish; None: for ever. With a number, a wait ends the loop with the pause's error.
         setup: run first. A stop or an error in it ends the loop like one in a cycle.
         teardown: run last, also after a `setup` that failed halfway.
-        notifier: told STOPPING when the loop is about to end.
+        notifier: told STOPPING when the loop is about to end, and while it waits that it is alive.
         clock: seconds, never going back.
     """
 
@@ -78,6 +78,7 @@ class Service:
         self._num_finished = 0
         self._started_setup = False
         self._ending = False
+        self._due = 0.0
         self._failure: BaseException | None = None
         self._wake: SimpleQueue[str] = SimpleQueue()  # its put() is re-entrant: a signal handler may call it
         self._scheduler = BackgroundScheduler(
@@ -98,7 +99,7 @@ class Service:
         self._stop.on_request(lambda: self._wake.put("stop"))
         # A second SIGINT raises anywhere in this loop, perhaps inside one of the scheduler's locks. So nothing of the
         # scheduler is touched on that way out: its thread and the worker's end with the process.
-        while self._wake.get() == "stop":
+        while self._next_word() == "stop":
             log.info("stop_requested", reason=self._stop.reason)
             self._notifier.stopping()
             # Queued behind the cycle that is running: the worker thread takes one job at a time.
@@ -109,6 +110,15 @@ class Service:
         if self._failure is not None:
             raise self._failure
         return self._num_finished
+
+    def _next_word(self) -> str:
+        """Wait for one, and say meanwhile that all is well, as long as nothing is due: work says so itself."""
+        while True:
+            try:
+                return self._wake.get(timeout=self._notifier.alive_every_s)
+            except Empty:
+                if self._clock() < self._due:
+                    self._notifier.alive()
 
     def _tick(self) -> None:
         """One cycle, in the worker thread; the first also runs `setup`."""
@@ -167,5 +177,6 @@ class Service:
         self._wake.put("done")
 
     def _arm(self, delay_s: float) -> None:
+        self._due = self._clock() + delay_s
         # A new job each time, not the old one again: this one still counts as running, and as due to be removed.
         self._scheduler.add_job(self._tick, "date", run_date=datetime.now(UTC) + timedelta(seconds=delay_s))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,8 +95,11 @@ class VllmEngine:
                 for request_id, request in zip(ids, requests, strict=True):
                     prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
                     engine.add_request(request_id, prompt, self._sampling(request))
+                answered = time.monotonic()
                 while engine.has_unfinished_requests():
-                    for output in engine.step():
+                    outputs = engine.step()
+                    answered = self._still_answers(bool(outputs), answered)
+                    for output in outputs:
                         if output.finished:
                             finished[output.request_id] = _generation(output)
                     progress(len(finished), len(requests))
@@ -144,6 +148,15 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+
+    def _still_answers(self, has_outputs: bool, answered: float) -> float:
+        """When it last computed something; steps that compute nothing return, so no deadline would notice them."""
+        now = time.monotonic()
+        if has_outputs:
+            return now
+        if now - answered > self._config.deadline_s:
+            raise EngineError(f"vLLM computed nothing in {self._config.deadline_s:.0f} s of steps")
+        return answered
 
     def _sampling(self, request: GenerationRequest) -> Any:
         held = None

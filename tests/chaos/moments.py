@@ -15,7 +15,7 @@ STAGES = ("load trainer", "load engine", "load", "engine", "sample", "sweep", "j
 RESTORING = ("log:rolled_back", "stage:restore", "stage:verify", "log:rollback_verified")
 
 FAILPOINTS = ("cycle.sweep", "cycle.step", "cycle.restore", "store.write", "store.fsync", "store.rename")
-FAILPOINTS += ("store.renamed", "ledger.commit", "ledger.committed")
+FAILPOINTS += ("store.renamed", "ledger.commit", "ledger.committed", "engine.generate")
 MANY = ("store.fsync", "ledger.commit", "ledger.committed")
 """Failpoints that a start and a cycle pass many times."""
 

@@ -54,3 +54,16 @@ def test_a_manager_that_does_not_read_does_not_block_the_daemon(tmp_path: Path) 
         for number in range(2000):
             notifier.status(f"message {number}")
         assert receiver.recv(1000) == b"STATUS=message 0"
+
+
+def test_signs_of_life_are_sent_when_somebody_waits_for_them(manager: tuple[socket.socket, str]) -> None:
+    """With WATCHDOG_USEC, once in a quarter of it however often it is called; without it, or with rubbish, never."""
+    receiver, address = manager
+    for microseconds in ("", "soon"):
+        Notifier.from_environment({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": microseconds}).alive()
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3600000000"})
+    assert notifier.alive_every_s == 900.0
+    for _ in range(100):
+        notifier.alive()
+    notifier.stopping()
+    assert [receiver.recv(1000) for _ in range(2)] == [b"WATCHDOG=1", b"STOPPING=1"]

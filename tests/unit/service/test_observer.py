@@ -158,3 +158,27 @@ def test_it_works_without_anybody_looking() -> None:
     with observer.stage(CYCLE, "sweep") as progress:
         progress(1, 1)
     observer.log("cycle_finished", cycle=7)
+
+
+class Alive(Notifier):
+    """Counts signs of life."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.signs = 0
+
+    def alive(self) -> None:
+        self.signs += 1
+
+
+def test_whatever_goes_on_is_a_sign_of_life(events: list[dict[str, Any]]) -> None:
+    """A stage that begins, its progress, a commit, a wait that asks for a stop: each is one; standing still is none."""
+    alive = Alive()
+    observer = ServiceObserver(StopFlag(), alive, NoProgress())
+    with observer.stage(CYCLE, "step") as progress:
+        assert alive.signs == 1
+        progress(1, 2)
+        assert alive.signs == 2
+    observer.committed(CYCLE)
+    observer.check_stop()
+    assert alive.signs == 4

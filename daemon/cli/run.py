@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +18,7 @@ from daemon.cli.summary import cycle_lines
 from daemon.cli.watching import stays_open
 from daemon.config import Loaded
 from daemon.config.load import DEFAULT_FILE
-from daemon.domain.errors import BreakerOpenError, StopRequested
+from daemon.domain.errors import BreakerOpenError, PermissionDeniedError, StopRequested
 from daemon.service.logs import log_path
 from daemon.service.state_dir import prepare_state_dir
 
@@ -74,15 +75,25 @@ def _look_before(loaded: Loaded, *, limited: bool) -> None:
         BreakerOpenError: `limited`, and the breaker stays open for now.
         UsageError: there is no such database or run.
         SchemaError: the database is not at this program's schema.
-        PermissionDeniedError: the state directory is not writable.
+        PermissionDeniedError: the state directory is not writable, or a directory above it may not be entered.
     """
-    if loaded.config.run.state_dir.exists():
+    if _exists(loaded.config.run.state_dir):
         prepare_state_dir(loaded.config.run.state_dir)
     with open_run(loaded) as (queries, engine, name):
         breaker = queries.breaker(engine, name, 1)["now"]
     if limited and stays_open(breaker, datetime.now(UTC)):
         # The breaker's own words end with the way out.
         raise BreakerOpenError(f"the circuit breaker is open, nothing is trained: {breaker['reason']}")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError as error:
+        raise PermissionDeniedError(
+            f"{path}: this user may not enter a directory above it ({error.strerror}); let the user pass through "
+            "them, or choose another with --state-dir or run.state_dir"
+        ) from None
 
 
 def _closing_words(loaded: Loaded, finished: int | None, stopped_by: str | None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +146,35 @@ def test_after_some_cycles_it_says_where_everything_is(state_dir: Path) -> None:
     commands = output.partition("try next:\n")[2].splitlines()
     assert len(commands) == 3
     assert all(command.endswith(f"--state-dir {state_dir}") for command in commands)
+
+
+AS_NOBODY = """
+import os, sys
+from daemon.__main__ import main
+if os.geteuid() == 0:
+    os.seteuid(65534)
+sys.argv = ["dreamd", *sys.argv[1:]]
+main()
+"""
+
+
+def test_a_closed_directory_above_the_state_ends_with_77() -> None:
+    """Who may not even look whether the state directory is there gets its path and the fix, and no traceback."""
+    with tempfile.TemporaryDirectory(prefix="dreamd-closed-") as name:
+        closed = Path(name) / "closed"
+        closed.mkdir(mode=0o000)
+        Path(name).chmod(0o755)  # every user may come so far
+        state = closed / "state"
+        ended = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, "run", "--cycles", "1", "--state-dir", str(state)],
+            cwd=name,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        closed.chmod(0o700)
+    assert ended.returncode == 77, ended.stderr
+    assert ended.stderr.startswith(f"dreamd: error: {state}: this user may not enter a directory above it")
+    assert ended.stderr.count("\n") == 1

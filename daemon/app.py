@@ -21,6 +21,7 @@ from daemon.config import Config, Loaded
 from daemon.config.load import JUDGE_KEY_VARIABLE
 from daemon.config.schedule import plan_step
 from daemon.config.sections import PreferencesConfig
+from daemon.cycle.before_loading import Repair
 from daemon.cycle.guard import Pause, before_cycle
 from daemon.cycle.mirroring import queue_all
 from daemon.cycle.recover import recover
@@ -132,11 +133,14 @@ def serve(
     """
     config = loaded.config
     failpoints.activate_from(os.environ)
-    with _owned(loaded) as (ledger, run, source):
+    mirror = mirror_of(config, observer.check_stop)
+    with _owned(loaded, damaged_head=mirror is not None) as (ledger, run, source):
         notifier.ready()
         stages: list[Stages] = []
 
         def setup() -> None:
+            if mirror is not None:  # it may have what does not verify here
+                Repair(ledger, _store(config), mirror, observer, config.watchdog.baked_after).run()
             stages.append(prepare(_build(config, ledger, run.seed, source, observer)))
             recover(stages[0])
             queue_all(stages[0])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from daemon.cycle.mending import mend
 from daemon.cycle.stages import Stages
+from daemon.domain.errors import CheckpointError
 from daemon.domain.lineage import baked
 from daemon.domain.probing import CONFIRMATION_SUFFIX, FAILED, ProbeRequest, ProbeRun
 from daemon.domain.records import Checkpoint, Cycle
@@ -87,7 +89,11 @@ def measure_anchors(stages: Stages) -> None:
         num_items = (stages.reference_items if warm else _FEW) if anchor is base else None
         missing = _missing(stages, anchor, stages.probes.anchor_plan(num_items))
         if missing:
-            make_live(stages, anchor)
+            try:
+                make_live(stages, anchor)
+            except CheckpointError as error:
+                mend(stages, anchor, str(error))
+                make_live(stages, anchor)
             if any(stages.probes.needs_engine(request.probe) for request in missing):
                 stages.sync_engine(anchor, None)
             for part in _batched(missing):  # committed part by part: a restart goes on where it was

@@ -6,17 +6,37 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-from daemon.cycle.stages import Stages
 from daemon.domain.errors import CheckpointError, DatabaseError, DiskError, DreamdError, MirrorError
 from daemon.domain.lineage import ancestors_kept
 from daemon.domain.records import Checkpoint
 from daemon.domain.retention import LOSSY_MARKER
 from daemon.domain.states import CheckpointKind, CheckpointState
+from daemon.ports import CheckpointStore, Ledger, Mirror
 
 
 class HeadDamagedError(CheckpointError):
     """The head's files are damaged, and there is no other copy: nothing may be trained on top of it."""
+
+
+class Keeper(Protocol):
+    """The part of `Stages` that needs no model: mending must be possible before anything is loaded."""
+
+    @property
+    def store(self) -> CheckpointStore: ...
+
+    @property
+    def mirror(self) -> Mirror | None: ...
+
+    @property
+    def ledger(self) -> Ledger: ...
+
+    @property
+    def baked_after(self) -> int: ...
+
+    def tell(self, name: str, cycle: None, *, level: str = ..., **payload: Any) -> None:
+        """An event that an operator should know of."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +48,7 @@ class _NotBack:
     """Whether there is no copy; else it may work another time, and nothing here may be given up yet."""
 
 
-def mend(stages: Stages, checkpoint: Checkpoint, damage: str) -> str:
+def mend(stages: Keeper, checkpoint: Checkpoint, damage: str) -> str:
     """Bring a damaged checkpoint back, or save what can be saved of it; says so in an event.
 
     Args:
@@ -61,7 +81,7 @@ def mend(stages: Stages, checkpoint: Checkpoint, damage: str) -> str:
     return f"{became} ({failure.reason})"
 
 
-def _role(stages: Stages, checkpoint: Checkpoint) -> str:
+def _role(stages: Keeper, checkpoint: Checkpoint) -> str:
     """What is lost with it."""
     if checkpoint.version == stages.ledger.head().version:
         return "head"
@@ -74,7 +94,7 @@ def _role(stages: Stages, checkpoint: Checkpoint) -> str:
     return "old checkpoint" if checkpoint.exact else "old image"
 
 
-def _bring_back(stages: Stages, checkpoint: Checkpoint) -> _NotBack | None:
+def _bring_back(stages: Keeper, checkpoint: Checkpoint) -> _NotBack | None:
     """Put the mirror's copy in its place, the damaged one in quarantine; None when that worked."""
     if stages.mirror is None:
         return _NotBack("there is no mirror (checkpoints.mirror_url)", for_good=True)
@@ -101,7 +121,7 @@ def _bring_back(stages: Stages, checkpoint: Checkpoint) -> _NotBack | None:
     return None
 
 
-def _save(stages: Stages, checkpoint: Checkpoint) -> str:
+def _save(stages: Keeper, checkpoint: Checkpoint) -> str:
     """Keep a sound image, else set the directory aside; what the run cannot do without stays where it is."""
     version = checkpoint.version
     try:
@@ -119,7 +139,7 @@ def _save(stages: Stages, checkpoint: Checkpoint) -> str:
     return f"it is lost; what is left of it was moved to {stages.store.quarantine(version)}"
 
 
-def _has_sound_image(stages: Stages, checkpoint: Checkpoint) -> bool:
+def _has_sound_image(stages: Keeper, checkpoint: Checkpoint) -> bool:
     if checkpoint.kind is CheckpointKind.FULL:
         return False
     try:

@@ -20,8 +20,10 @@ from daemon.domain.states import CheckpointState, CycleState, Outcome
 def recover(stages: Stages) -> None:
     """Finish every unfinished cycle, tidy the checkpoint directory, and make the head live and proven.
 
+    An anchor that has to be measured and does not verify comes back from the mirror; head and base did before.
+
     Raises:
-        CheckpointError: the head does not verify.
+        CheckpointError: the head does not verify, or an anchor, and was not brought back.
         DreamdError: a stage of a resumed cycle failed.
     """
     measure_anchors(stages)  # first: an unfinished candidate is compared with them

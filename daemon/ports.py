@@ -146,6 +146,7 @@ class Policy(Protocol):
         Raises:
             OffPolicyError: an example's version is not the live one.
             NonFiniteError: loss or gradient is not finite; nothing moved.
+            StepMemoryError: memory ran out, also in smaller passes; nothing moved.
             CheckpointError: the reference does not verify; nothing moved.
         """
 

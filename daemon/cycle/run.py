@@ -14,12 +14,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from daemon.cycle.measuring import confirm, evidence_of, measure_beside, measure_candidate
+from daemon.cycle.mending import mend
 from daemon.cycle.restore import find_anchor, roll_back
 from daemon.cycle.retain import retain
 from daemon.cycle.stages import Stages
 from daemon.domain import failpoints
 from daemon.domain.diversity import measure
-from daemon.domain.errors import DiskError, DreamdError, FencedError, NonFiniteError, StopRequested
+from daemon.domain.errors import (
+    CheckpointError,
+    DiskError,
+    DreamdError,
+    FencedError,
+    NonFiniteError,
+    StepMemoryError,
+    StopRequested,
+)
 from daemon.domain.records import Adjustments, Batch, Checkpoint, Cycle, ImportedSource, StepReport
 from daemon.domain.states import CycleState, ImportKind, Outcome
 from daemon.domain.verdicts import Suspicion, Verdict
@@ -65,11 +74,12 @@ def run_cycle(stages: Stages) -> Outcome:
         _close_unpublished(stages, cycle.number, Outcome.FAILED, str(error))
         stages.policy.restore(head)
         return Outcome.FAILED
-    except DiskError as error:
+    except (DiskError, StepMemoryError) as error:
         _close_unpublished(stages, cycle.number, Outcome.LOST, str(error))
         if stages.ledger.cycle(cycle.number).outcome is not Outcome.LOST or _lost_before(stages):
             raise
-        stages.policy.restore(head)  # once can be anything; the next cycle starts only if there is room for it
+        # Once can be anything: the next cycle has other examples, and starts only if there is room on the disk.
+        stages.policy.restore(head)
         return Outcome.LOST
     except Exception as error:
         _close_unpublished(stages, cycle.number, Outcome.FAILED, _reason(error))
@@ -129,6 +139,7 @@ def _dream(stages: Stages, cycle: Cycle, head: Checkpoint, adjustments: Adjustme
         failpoints.hit("cycle.step")
         report = stages.policy.step(replace(batch, reference=reference, adjustments=adjustments))
         cycle = _committed(stages, ledger.record_step(cycle, report))
+        _tell_halved(stages, cycle, report)
     cycle, candidate = _publish(stages, cycle, head, batch, report)
     return evaluate(stages, cycle, candidate)
 
@@ -164,8 +175,19 @@ def _reference(stages: Stages, cycle: Cycle, adjustments: Adjustments) -> Checkp
     if anchor is None:
         return None
     reference = find_anchor(stages, anchor)
-    stages.store.verify(reference.version)
+    try:
+        stages.store.verify(reference.version)
+    except CheckpointError as error:
+        mend(stages, reference, str(error))
+        stages.store.verify(reference.version)
     return reference
+
+
+def _tell_halved(stages: Stages, cycle: Cycle, report: StepReport) -> None:
+    """Memory was short. Told before anything is published: whoever makes the step again needs its micro-batch."""
+    configured, used = stages.config["training"]["micro_batch"], report.micro_batch
+    if used is not None and used != configured:
+        stages.tell("micro_batch_halved", cycle, micro_batch=used, configured=configured)
 
 
 def version_of(cycle: Cycle) -> str:

@@ -95,6 +95,10 @@ class NonFiniteError(DreamdError):
     """A loss, gradient or weight is NaN or infinite; the optimizer did not move."""
 
 
+class StepMemoryError(DreamdError):
+    """Memory ran out in a step, also with half the micro-batch; the optimizer did not move."""
+
+
 class OffPolicyError(DreamdError):
     """A step was given examples that another policy version wrote (invariant I6)."""
 

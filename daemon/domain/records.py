@@ -335,6 +335,10 @@ class StepReport:
     """Most memory during the step; None where it cannot be measured."""
     reference_version: str | None = None
     """The anchor that the DPO family compared with."""
+    micro_batch: int | None = None
+    """Examples in a pass that the gradient was computed with, which its rounding depends on; None where older than it.
+
+    In the checkpoint's manifest alone; a row has it only as the event `micro_batch_halved`."""
 
     @property
     def update_rms_over_lr(self) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +30,8 @@ from daemon.training.applied import NO_CHANGES, Applied, UpdateWriter
 from daemon.training.digest import tensors_digest
 from daemon.training.gradients import Figures, ReferenceLogprobs, accumulate, reference_logprobs
 from daemon.training.memory import PeakMemory
+from daemon.training.report import report_of
+from daemon.training.second_try import with_second_try
 from daemon.training.snapshot import OPTIMIZER_FILE, WEIGHTS_FILE, TorchSnapshot
 
 _DTYPES = {"fp32": "float32", "bf16-stochastic": "bfloat16"}
@@ -169,26 +173,54 @@ class TorchPolicy:
             return None
         return RollbackTarget.A1 if self._config.reference == "baked" else RollbackTarget.A0
 
-    def step(self, batch: Batch) -> StepReport:
+    def step(self, batch: Batch, *, micro_batch: int | None = None) -> StepReport:
+        """As the port says.
+
+        Args:
+            micro_batch: instead of the configured one; a recorded step, made again with its own, has the same bits.
+        """
         self._refuse_off_policy(batch)
         plan = adjusted(plan_step(self._config, batch.cycle_number), batch.adjustments)
-        config = self._config.model_copy(update={"orpo_weight": self._config.orpo_weight * plan.orpo_weight_factor})
+        orpo_weight = self._config.orpo_weight * plan.orpo_weight_factor
+        changes = {"orpo_weight": orpo_weight, "micro_batch": micro_batch or self._config.micro_batch}
         memory = PeakMemory(self._device)
         self._answers.seconds.clear()
-        reference = self._reference_logprobs(batch, plan)
+        # Up to here alone anything may be tried twice: what follows moves weights.
+        figures, used = with_second_try(
+            lambda config: self._accumulate(batch, plan, config),
+            self._config.model_copy(update=changes),
+            batch.examples,
+            self._free,
+        )
+        grad_norm = self._clip_gradients(batch)
+        applied = self._apply(batch, plan)
+        self._optimizer.zero_grad(set_to_none=True)
+        return replace(
+            report_of(batch, plan, self._config, figures, applied, grad_norm),
+            peak_memory_bytes=memory.read(),
+            seconds=dict(self._answers.seconds),
+            micro_batch=used,
+        )
+
+    def _accumulate(self, batch: Batch, plan: StepPlan, config: TrainingConfig) -> list[Figures]:
+        """The gradient, and the reference's pass before it; the same however often it is called."""
+        reference = self._reference_logprobs(batch, plan, config)
         self._optimizer.zero_grad(set_to_none=True)
         self._model.train()
         try:
             # Nothing of an earlier process must matter to dropout: the generator follows from the batch alone.
             with torch.random.fork_rng(devices=self._cuda_devices()):
                 torch.manual_seed(derive_seed("step", batch.batch_hash))
-                figures = accumulate(self._answers, batch.examples, plan.objective, config, reference)
+                return accumulate(self._answers, batch.examples, plan.objective, config, reference)
         finally:
             self._model.eval()
-        grad_norm = self._clip_gradients(batch)
-        applied = self._apply(batch, plan)
+
+    def _free(self) -> None:
+        """Give back what a gradient that was not finished holds."""
         self._optimizer.zero_grad(set_to_none=True)
-        return self._report(batch, plan, figures, grad_norm, applied, memory.read())
+        gc.collect()
+        if self._cuda_devices():
+            torch.cuda.empty_cache()
 
     def _refuse_off_policy(self, batch: Batch) -> None:
         versions = {batch.parent_version, *(example.policy_version for example in batch.examples)}
@@ -198,16 +230,18 @@ class TorchPolicy:
                 f"{', '.join(sorted(versions))}; a step trains only what its own parent wrote"
             )
 
-    def _reference_logprobs(self, batch: Batch, plan: StepPlan) -> list[ReferenceLogprobs | None]:
+    def _reference_logprobs(
+        self, batch: Batch, plan: StepPlan, config: TrainingConfig
+    ) -> list[ReferenceLogprobs | None]:
         """The reference's log-probabilities of each pair; None everywhere when the objective needs none."""
         if not plan.objective.needs_reference:
             return [None] * len(batch.examples)
         if batch.reference is None:
             raise DreamdError(f"cycle {batch.cycle_number}: {plan.objective} needs a reference checkpoint")
         if batch.reference.version == self._version:
-            return reference_logprobs(self._answers, batch.examples, self._config)
+            return reference_logprobs(self._answers, batch.examples, config)
         with self.borrowed(batch.reference):
-            return reference_logprobs(self._answers, batch.examples, self._config)
+            return reference_logprobs(self._answers, batch.examples, config)
 
     def _clip_gradients(self, batch: Batch) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
@@ -235,46 +269,6 @@ class TorchPolicy:
         """What was known of the weights is over; to be called before anything writes into them."""
         self._generation += 1
         self._equals_checkpoint, self._changes = False, None
-
-    def _report(
-        self,
-        batch: Batch,
-        plan: StepPlan,
-        figures: Sequence[Figures],
-        grad_norm: float,
-        applied: Applied,
-        peak_memory: int | None,
-    ) -> StepReport:
-        pairs = [part for part in figures if part.rejected is not None]
-        rejected = _mean([part.rejected for part in pairs])
-        return StepReport(
-            objective=plan.objective,
-            optimizer=self._config.optimizer,
-            lr=plan.lr,
-            phase=plan.phase,
-            precision=self._config.precision,
-            reference_version=batch.reference.version if batch.reference and plan.objective.needs_reference else None,
-            loss=_mean([part.loss for part in figures]) or 0.0,
-            nll=_mean([part.nll for part in figures]) or 0.0,
-            # Per example, as in the loss: examples without the term count as 0.
-            odds_loss=sum(part.preference_loss or 0.0 for part in figures) / len(figures),
-            chosen_logprob=_mean([part.chosen for part in figures]) or 0.0,
-            rejected_logprob=rejected,
-            log_odds=_mean([part.logit for part in pairs]),
-            margin=None if rejected is None else (_mean([part.chosen for part in pairs]) or 0.0) - rejected,
-            grad_norm=grad_norm,
-            update_rms=applied.rms,
-            update_cosine=applied.cosine,
-            bf16_changed=applied.bf16_changed,
-            peak_memory_bytes=peak_memory,
-            num_examples=len(figures),
-            num_pairs=len(pairs),
-            num_tokens=sum(
-                len(e.prompt_token_ids) + len(e.chosen_token_ids) + len(e.rejected_token_ids) for e in batch.examples
-            ),
-            seconds=dict(self._answers.seconds),
-            example_logprobs=tuple((part.chosen, part.rejected) for part in figures),
-        )
 
     # --- snapshot and restore ------------------------------------------------------------------------------
 
@@ -382,8 +376,3 @@ def _refuse_buffers(model: Any, model_dir: Path) -> None:
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name in sorted(model.state_dict().keys() - parameters):
         raise ModelError(f"{model_dir}: the model keeps {name} beside its parameters, which dreamd cannot checkpoint")
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present else None

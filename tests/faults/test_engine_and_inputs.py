@@ -1,7 +1,8 @@
-"""An engine that fails, a clock that jumps, a configuration and a pack that change while the daemon runs."""
+"""An engine that fails, memory that runs out, a clock that jumps, settings and packs that change while it runs."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, tzinfo
@@ -10,17 +11,20 @@ from typing import Any
 
 import harness
 import pytest
+import torch
 from harness import RecordingObserver, check_invariants, dream, load, outcomes, query
 from test_database_faults import AtState
 
 from daemon import app
+from daemon.checkpoints.manifest import FILE_NAME
 from daemon.cycle.stages import Stages
 from daemon.domain import failpoints
-from daemon.domain.errors import ConfigError, EngineError, PackError
+from daemon.domain.errors import ConfigError, EngineError, PackError, StepMemoryError
 from daemon.domain.records import Completion, Cycle, Scenario
 from daemon.domain.states import CycleState
 from daemon.ports import ProgressCallback
 from daemon.storage import rows
+from daemon.training import policy
 
 NewRun = Callable[..., Path]
 STARTER = Path(app.__file__).parent / "scenarios" / "starter.yaml"
@@ -115,9 +119,11 @@ def test_a_clock_that_jumps_changes_no_order(new_run: NewRun, monkeypatch: pytes
 
 
 def _values(seconds: Any) -> list[float]:
-    import json
+    return list(_parsed(seconds).values())
 
-    return list((json.loads(seconds) if isinstance(seconds, str) else seconds).values())
+
+def _parsed(stored: Any) -> Any:
+    return json.loads(stored) if isinstance(stored, str) else stored
 
 
 def test_a_configuration_changed_while_running_waits_for_the_next_start(new_run: NewRun) -> None:
@@ -155,3 +161,70 @@ def test_a_pack_edited_while_running_waits_for_the_next_start(new_run: NewRun, t
         dream(file, 1)
     assert caught.value.exit_code == 78
     assert outcomes(file) == ["promoted", "promoted"]
+
+
+class ShortOfMemory:
+    """The trainer's gradient, which finds no memory at some calls of it, counted from 1."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *at: int) -> None:
+        self.calls = 0
+        self._at = at
+        self._accumulate = policy.accumulate
+        monkeypatch.setattr(policy, "accumulate", self)
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        figures = self._accumulate(*args)  # first: a gradient is there, which must not count
+        if self.calls in self._at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return figures
+
+
+def test_a_step_short_of_memory_is_made_in_smaller_passes(new_run: NewRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 27, once: the cycle is promoted, its bits are those of the half micro-batch, which its manifest and an
+    event name; the next cycle has the configured one again."""
+    file = new_run(training={"micro_batch": 2})
+    with monkeypatch.context() as patched:
+        ShortOfMemory(patched, 1)
+        dream(file, 1)
+    assert outcomes(file) == ["promoted"]
+    ((told,),) = query(file, "select payload from events where name = 'micro_batch_halved' and cycle = 1")
+    assert _parsed(told) == {"micro_batch": 1, "configured": 2}
+    configured = file.read_text()
+    file.write_text(configured.replace("micro_batch = 2", "micro_batch = 1"))
+    check_invariants(file)  # it steps again what was recorded, with the micro-batch that is configured
+    file.write_text(configured)
+    dream(file, 1)
+    assert outcomes(file) == ["promoted", "promoted"]
+    assert [_manifest(file, number)["step"]["micro_batch"] for number in (1, 2)] == [1, 2]
+
+
+def test_a_step_that_finds_no_memory_is_lost(new_run: NewRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 27, in both tries: the cycle is lost with the fix as its reason, its examples are spent and nothing is
+    published; the next one is sound. Two lost in turn end the process with 70."""
+    file = new_run(training={"micro_batch": 2})
+    with monkeypatch.context() as patched:
+        ShortOfMemory(patched, 1, 2)
+        dream(file, 2)
+    assert outcomes(file) == ["lost", "promoted"]
+    ((reason,),) = query(file, "select reason from cycles where number = 1")
+    assert "training.micro_batch" in reason and "activation_checkpointing" in reason
+    assert query(file, "select version from checkpoints order by 1") == [("base",), ("cycle-000002",)]
+    assert query(file, "select count(*) > 0 from claims where cycle = 1 and kind = 'example'") == [(1,)]
+    check_invariants(file)
+    with monkeypatch.context() as patched:
+        ShortOfMemory(patched, 1, 2, 3, 4)
+        with pytest.raises(StepMemoryError) as caught:
+            dream(file, 3)
+    assert caught.value.exit_code == 70
+    assert outcomes(file) == ["lost", "promoted", "lost", "lost"]
+    dream(file, 1)
+    assert outcomes(file)[-1] == "promoted"
+    check_invariants(file)
+
+
+def _manifest(file: Path, number: int) -> dict[str, Any]:
+    found: dict[str, Any] = _parsed(
+        (file.parent / "state" / "checkpoints" / f"cycle-{number:06d}" / FILE_NAME).read_text()
+    )
+    return found

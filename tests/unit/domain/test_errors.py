@@ -36,6 +36,7 @@ def leaves(root: type[DreamdError] = DreamdError) -> Iterator[type[DreamdError]]
         ("CheckpointError", 74),
         ("DiskError", 74),
         ("NonFiniteError", 70),
+        ("StepMemoryError", 70),
         ("EngineError", 70),
         ("StaleEngineError", 70),
         ("RestoreError", 70),

@@ -37,6 +37,7 @@ path = {model_path}   # a Hugging Face folder
 # temperatures = [0.1, 0.7, 1.0]
 # samples = 2                    # answers per scenario and temperature
 # max_new_tokens = 64
+# deadline_s = 900               # an engine that makes no step for so long hangs: the process ends, to be started again
 
 [preferences]
 # judge_without_rule = "contrast"   # "model": a rubric, answered yes or no; "none"

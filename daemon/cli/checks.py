@@ -86,13 +86,13 @@ def _state_dir(config: Config) -> Check:
 
     prepare_state_dir(path)
     free = shutil.disk_usage(path).free / 2**30
-    # Beside the newest: the base, four anchors, and the candidate that is being written.
-    needed = _checkpoint_gib(path) * (config.checkpoints.keep_last + 6)
+    # Beside the newest: the base, four anchors, and the candidate that is being written; images are small.
+    needed = _checkpoint_gib(path) * (config.checkpoints.keep_exact + 6)
     return Check(
         "state directory",
         free > needed,
         f"{path}: {free:.1f} GiB free, kept checkpoints take up to {needed:.1f} GiB",
-        "free space, or lower checkpoints.keep_last",
+        "free space, or lower checkpoints.keep_exact",
     )
 
 

@@ -1,7 +1,7 @@
 """One error root; each leaf carries the exit code that the process ends with.
 
 The codes follow sysexits.h so that a service manager can tell "start me again" (70, 74, 75) from
-"a person must act first" (77, 78); `deploy/dreamd.service` lists the latter in RestartPreventExitStatus.
+"a person must act first" (69, 77, 78); `deploy/dreamd.service` lists the latter in RestartPreventExitStatus.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The claims journal's file: one line per claim, `CYCLE KIND HASH`, appended with one write and fsynced.
 
-What a crash can leave is the end of the last write missing, or zeros where its blocks never came to the disk. That is
-read over and cut off. Anything else that is not a claim means that somebody or something changed the file.
+What a crash can leave is the end of the last write missing, or zeros where it never came to the disk. That is read over
+and cut off, if no claim follows it: what follows would be hidden. Anything else that is not a claim means that somebody
+or something changed the file.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def _parsed(path: Path) -> Iterator[tuple[Entry, int]]:
             for number, line in enumerate(file, start=1):
                 match = _LINE.fullmatch(line)
                 if match is None:
-                    return _require_torn(path, number, line)
+                    return _require_torn(path, number, line, file)
                 end += len(line)
                 yield (int(match[1]), ClaimKind(match[2].decode()), match[3].decode()), end
     except FileNotFoundError:
@@ -95,8 +96,9 @@ def _parsed(path: Path) -> Iterator[tuple[Entry, int]]:
         raise DiskError(f"{path}: {error.strerror}; check the disk, and its owner and mode") from error
 
 
-def _require_torn(path: Path, number: int, line: bytes) -> None:
-    if line.endswith(b"\n") and b"\0" not in line:
+def _require_torn(path: Path, number: int, line: bytes, rest: Iterable[bytes]) -> None:
+    half = b"\0" in line or not line.endswith(b"\n")
+    if not half or any(_LINE.fullmatch(later) for later in rest):
         raise RestoredBackupError(
             f"{path}:{number}: not a claim (CYCLE KIND HASH): the file was changed or is damaged, so it cannot be told "
             "whether the database is an older one; delete that line if the database is the newest there is"

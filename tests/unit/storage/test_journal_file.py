@@ -47,15 +47,29 @@ def test_cut_at_every_byte_it_holds_the_whole_lines(tmp_path: Path) -> None:
 
 
 def test_zeros_of_a_power_loss_are_cut_off(tmp_path: Path) -> None:
-    """Blocks of the last write that never came to the disk read as zeros, also before blocks that did."""
+    """What of the last write never came to the disk reads as zeros, also before a part of a line that did."""
     path = tmp_path / "claims.log"
     append(path, 1, ONE)
     sound = path.read_bytes()
-    for tail in (b"\0" * 300, b"2 exa" + b"\0" * 90 + b"c\n2 example " + b"d" * 64 + b"\n"):
+    for tail in (b"\0" * 300, b"2 exa" + b"\0" * 90 + b"c\n2 example " + b"d" * 60):
         path.write_bytes(sound + tail)
         assert list(entries(path)) == BOTH[:2]
         cut_torn_end(path)
         assert path.read_bytes() == sound
+
+
+def test_a_sector_of_zeros_hides_nothing_after_it(tmp_path: Path) -> None:
+    """Where whole claims follow the zeros it was no crash: refused, named, and not one byte is cut off."""
+    path = tmp_path / "claims.log"
+    for number in range(1, 41):
+        append(path, number, [(ClaimKind.SCENARIO, f"{number:064x}")])
+    damaged = bytearray(path.read_bytes())
+    damaged[1024:1536] = bytes(512)  # lines of 76 or 77 bytes: the 14th is cut at its 32nd byte
+    path.write_bytes(damaged)
+    for attempt in (lambda: list(entries(path)), lambda: cut_torn_end(path)):
+        with pytest.raises(RestoredBackupError, match=r"claims\.log:14: not a claim"):
+            attempt()
+    assert path.read_bytes() == damaged
 
 
 @pytest.mark.parametrize(

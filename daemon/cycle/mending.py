@@ -102,8 +102,11 @@ def _bring_back(stages: Keeper, checkpoint: Checkpoint) -> _NotBack | None:
     arriving = stages.store.path(f".tmp-restored-{version}")
     shutil.rmtree(arriving, ignore_errors=True)
     try:
-        if version not in stages.mirror.versions():
-            return _NotBack(f"{stages.mirror.url} does not have it", for_good=True)
+        there = stages.mirror.versions()
+        if version not in there:
+            # Empty, or without what it has taken: rather a disk that is not mounted than a copy that is lost.
+            for_good = bool(there) and not _was_mirrored(stages, version)
+            return _NotBack(f"{stages.mirror.url} does not have it", for_good=for_good)
         stages.mirror.fetch(version, checkpoint.root_hash, arriving)  # first: the damaged one may be all there is
         if checkpoint.exact and (arriving / LOSSY_MARKER).exists():
             stages.ledger.made_lossy(version)
@@ -119,6 +122,11 @@ def _bring_back(stages: Keeper, checkpoint: Checkpoint) -> _NotBack | None:
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
     return None
+
+
+def _was_mirrored(stages: Keeper, version: str) -> bool:
+    stages.ledger.enqueue_mirror(version)  # nothing when it is queued or there
+    return version not in {task.version for task in stages.ledger.mirror_tasks()}
 
 
 def _save(stages: Keeper, checkpoint: Checkpoint) -> str:

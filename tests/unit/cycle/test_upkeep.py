@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -248,6 +249,31 @@ def test_nothing_is_given_up_while_the_mirror_is_out(tmp_path: Path) -> None:
     assert world.store.exists("cycle-000001")
     assert world.ledger.rows["cycle-000001"].state is CheckpointState.PROMOTED
     world.mirror.down = False
+    maintain(world.with_(**SCRUB), world.now)
+    assert contents(world.store.path("cycle-000001")) == original
+
+
+@pytest.mark.parametrize("what_is_there", ["nothing", "others"])
+def test_nothing_is_given_up_for_a_mirror_that_lost_what_it_took(tmp_path: Path, what_is_there: str) -> None:
+    """A mirror that has not got what it took is rather a disk that is not mounted: nothing is pruned, and once it is
+    mounted again the next scrub brings the checkpoint back."""
+    world = World(tmp_path)
+    push_all(world)
+    original = contents(world.store.path("cycle-000001"))
+    for name in ("image.delta", "model.safetensors"):
+        flip(world.store.path("cycle-000001") / name)
+    mounted, away = tmp_path / "mirror", tmp_path / "disk"
+    mounted.rename(away)
+    mounted.mkdir()
+    if what_is_there == "others":
+        (mounted / "base").mkdir()
+        (mounted / "base" / "manifest.json").write_text("{}")
+    maintain(world.with_(**SCRUB), world.now)
+    assert world.ledger.rows["cycle-000001"].state is CheckpointState.PROMOTED
+    (told,) = world.ledger.named("checkpoint_damaged")
+    assert (told["became"], told["version"]) == ("it stays where it is", "cycle-000001")
+    shutil.rmtree(mounted)
+    away.rename(mounted)
     maintain(world.with_(**SCRUB), world.now)
     assert contents(world.store.path("cycle-000001")) == original
 

@@ -102,4 +102,4 @@ def adopt_journal(
     if as_json:
         print_json({"journal": str(file), "claims": adopted})
     else:
-        echo(f"{adopted} claims that only {file} knew are spent now" if adopted else "the database knew all of it")
+        echo(f"{adopted} claims that only {file} knew are spent now" if adopted else "the database knew all claims")

@@ -94,10 +94,12 @@ def adopt_journal(engine: Engine, run_name: str, journal: Path) -> int:
     """
     with writing(engine) as connection:
         writes = Writes(connection, lock_run(connection, run_name))
+        last = history.next_cycle_number(connection, writes.run_id) - 1
         missing, newest = _missing(connection, writes.run_id, journal)
-        if not missing:
+        if not missing and newest <= last:
             return 0
-        _end_as_lost(writes, sorted({number for number, _, _ in missing}))
+        # The newest too, though all of its claims may be known, as held out: no later cycle may have its number.
+        _end_as_lost(writes, sorted({number for number, _, _ in missing} | ({newest} if newest > last else set())))
         for (number, kind), hashes in _grouped(missing).items():
             insert_claims(connection, writes.run_id, kind, number, hashes)
         # The next start fingerprints those of which the database still has the text.

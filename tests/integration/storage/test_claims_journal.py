@@ -28,6 +28,7 @@ from daemon.storage import journal_file, tables
 from daemon.storage.backup import back_up
 from daemon.storage.database import reading
 from daemon.storage.journal import adopt_journal, entries
+from daemon.storage.kinds import ClaimKind
 from daemon.storage.ledger import SqlLedger
 from daemon.storage.runs import create_run
 
@@ -149,6 +150,18 @@ def test_an_adopted_journal_repeats_nothing(engine: Engine, journal: Path) -> No
     with pytest.raises(AlreadyClaimedError, match="claimed by cycle 1"):
         drive_to(ledger, CycleState.CLAIMED, trained)
     assert adopt_journal(engine, "restored", journal) == 0
+
+
+def test_a_cycle_whose_claims_are_all_known_is_adopted_too(engine: Engine, journal: Path) -> None:
+    """Held out since, so that no claim is missing: refused for its number, and `adopt_journal` is the way out."""
+    create_run(engine, "test", 7, "models/small", {}, [("a" * 64, "a held-out text")])
+    SqlLedger.acquire(engine, "test").register_base(make_checkpoint())
+    journal_file.append(journal, 5, [(ClaimKind.SCENARIO, "a" * 64)])
+    with pytest.raises(RestoredBackupError, match="0 claims are not in the database, which ends at cycle 0"):
+        acquire(engine, journal)
+    assert adopt_journal(engine, "test", journal) == 0
+    ledger = acquire(engine, journal)
+    assert (ledger.cycle(5).outcome, ledger.next_cycle_number()) == (Outcome.LOST, 6)
 
 
 def paired(ledger: SqlLedger, prompt: str) -> Cycle:

@@ -115,7 +115,7 @@ def export(loaded: Loaded, version: str, directory: Path) -> dict[str, Any]:
     store = _store(loaded.config)
     with _reading(loaded) as ledger:
         checkpoint, base = ledger.checkpoint(version), ledger.lineage()[-1]
-    exact = not store.is_lossy(version)
+    exact = checkpoint.exact and not store.is_lossy(version)
     assets = store.open(base)
     weights = store.open(checkpoint) / WEIGHTS_FILE if exact else store.image(checkpoint)
     try:
@@ -153,7 +153,7 @@ def fetch(loaded: Loaded, version: str, mirror: Mirror) -> dict[str, Any]:
         except BaseException:
             shutil.rmtree(arriving, ignore_errors=True)
             raise
-        store.open(checkpoint)
+        store.check(ledger.checkpoint(version))
         ledger.event("checkpoint_fetched", version=version, mirror=mirror.url, lossy=lossy)
     return {"version": version, "fetched": True, "lossy": lossy, "set_aside": None if aside is None else str(aside)}
 
@@ -202,9 +202,7 @@ def _verified(store: DirectoryStore, checkpoint: Checkpoint, chain: bool) -> Ver
     if checkpoint.state is CheckpointState.PRUNED:
         return Verified(version, True, False, 0, detail="pruned meanwhile")
     try:
-        store.open(checkpoint)
-        if checkpoint.exact and store.is_lossy(version):
-            raise CheckpointError(f"{directory}: only its image is there, not the exact state that it should have")
+        store.check(checkpoint)
         if chain:
             links = len(store.chain(version))
             store.image(checkpoint)

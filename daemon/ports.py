@@ -265,6 +265,24 @@ class CheckpointStore(Protocol):
             CheckpointError: something is missing, truncated or altered.
         """
 
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Check everything that a recorded checkpoint should have, be it needed to load it or not.
+
+        Raises:
+            CheckpointError: a file is missing, truncated or altered; it is another checkpoint than the database knows;
+                or only the image is left of one that should be exact.
+        """
+
+    def open(self, checkpoint: Checkpoint) -> Path:
+        """Its directory, after proof that it would load: of an exact one the exact state, else the image is read.
+
+        Raises:
+            CheckpointError: it would not.
+        """
+
+    def is_lossy(self, version: str) -> bool:
+        """Whether the exact state on disk was deleted on purpose."""
+
     def image(self, checkpoint: Checkpoint) -> Weights:
         """Its weights in bfloat16, from its chain; everything read is verified, and so is the result.
 

@@ -161,33 +161,26 @@ class DirectoryStore:
 
     def verify(self, version: str) -> Checkpoint:
         manifest = self._manifest(version)
-        for name in manifest.blobs:
-            if name.startswith(IMAGE_PREFIX) or not self.is_lossy(version):
-                self._verify_blob(manifest, name)
+        self._verify_blobs(manifest, exact=not self.is_lossy(version), image=True)
         return manifest.checkpoint()
 
-    def open(self, checkpoint: Checkpoint) -> Path:
-        """The directory of `checkpoint`, after verifying it and that it is the one recorded.
+    def check(self, checkpoint: Checkpoint) -> None:
+        manifest = self._recorded(checkpoint)
+        self._verify_blobs(manifest, exact=checkpoint.exact, image=True)
 
-        Raises:
-            CheckpointError: it does not verify, or is another one than the database knows.
-        """
-        found = self.verify(checkpoint.version)
-        if found.root_hash != checkpoint.root_hash:
-            raise CheckpointError(
-                f"{self.path(checkpoint.version)}: its root hash {found.root_hash[:12]} is not the recorded "
-                f"{checkpoint.root_hash[:12]}; it belongs to another run"
-            )
+    def open(self, checkpoint: Checkpoint) -> Path:
+        if checkpoint.exact:
+            self._verify_blobs(self._recorded(checkpoint), exact=True, image=False)
+        else:
+            self.image(checkpoint)
         return self.path(checkpoint.version)
 
     def is_lossy(self, version: str) -> bool:
-        """Whether the exact state was deleted on purpose."""
         return (self.path(version) / LOSSY_MARKER).exists()
 
     def image(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         links = self._chain(checkpoint.version)
-        if links[-1].root_hash != checkpoint.root_hash:
-            raise CheckpointError(f"{self.path(checkpoint.version)}: it is not the checkpoint that was recorded")
+        self._require_recorded(links[-1], checkpoint)
         image = self._root_image(links[0])
         for link in links[1:]:
             self._verify_blob(link, DELTA_FILE)
@@ -310,13 +303,40 @@ class DirectoryStore:
             )
         return manifest
 
+    def _recorded(self, checkpoint: Checkpoint) -> Manifest:
+        """Its manifest, if it is the one that the database knows, and has the exact state that it should have."""
+        manifest = self._manifest(checkpoint.version)
+        self._require_recorded(manifest, checkpoint)
+        if checkpoint.exact and self.is_lossy(checkpoint.version):
+            raise CheckpointError(
+                f"{self.path(checkpoint.version)}: only its image is there, not the exact state that the database "
+                "expects; restore it from a mirror or backup, or roll back to another checkpoint"
+            )
+        return manifest
+
+    def _require_recorded(self, found: Manifest, checkpoint: Checkpoint) -> None:
+        if found.root_hash != checkpoint.root_hash:
+            raise CheckpointError(
+                f"{self.path(checkpoint.version)}: its root hash {found.root_hash[:12]} is not the recorded "
+                f"{checkpoint.root_hash[:12]}; it belongs to another run"
+            )
+
+    def _verify_blobs(self, manifest: Manifest, *, exact: bool, image: bool) -> None:
+        for name in manifest.blobs:
+            if image if name.startswith(IMAGE_PREFIX) else exact:
+                self._verify_blob(manifest, name)
+
     def _verify_blob(self, manifest: Manifest, name: str) -> None:
         file, blob = self.path(manifest.version) / name, manifest.blobs.get(name)
         if blob is None:
             raise CheckpointError(f"{file}: the manifest does not list it; the checkpoint is of an unknown kind")
         if not file.is_file():
             raise CheckpointError(f"{file}: missing; roll back to another checkpoint or restore it from a backup")
-        if hash_file(file) != blob:
+        try:
+            found = hash_file(file)
+        except OSError as error:
+            raise CheckpointError(f"{file}: could not be read ({error}); check the disk") from error
+        if found != blob:
             raise CheckpointError(
                 f"{file}: {file.stat().st_size} bytes that do not hash to the manifest's {blob.size} bytes; "
                 "it was truncated or altered: restore it from a backup or roll back to another checkpoint"

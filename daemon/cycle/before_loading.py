@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.cycle.mending import mend
-from daemon.domain.errors import CheckpointError
+from daemon.cycle.mending import make_loadable
 from daemon.ports import CheckpointStore, Ledger, Mirror, Observer
 
 
@@ -29,11 +28,9 @@ class Repair:
 
         Raises:
             HeadDamagedError: the head is damaged, and the mirror did not bring it back.
+            CheckpointError: likewise the base.
         """
         lineage = self.ledger.lineage()
         for checkpoint in {found.version: found for found in (lineage[0], lineage[-1])}.values():
             with self.observer.stage(None, "verify"):
-                try:
-                    self.store.verify(checkpoint.version)
-                except CheckpointError as error:
-                    mend(self, checkpoint, str(error))
+                make_loadable(self, checkpoint)

@@ -93,6 +93,8 @@ def measure_anchors(stages: Stages) -> None:
                 make_live(stages, anchor)
             except CheckpointError as error:
                 mend(stages, anchor, str(error))
+                if stages.ledger.checkpoint(anchor.version) != anchor:
+                    return measure_anchors(stages)  # it is none any more: an older one is
                 make_live(stages, anchor)
             if any(stages.probes.needs_engine(request.probe) for request in missing):
                 stages.sync_engine(anchor, None)

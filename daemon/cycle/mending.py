@@ -11,13 +11,13 @@ from typing import Any, Protocol
 from daemon.domain.errors import CheckpointError, DatabaseError, DiskError, DreamdError, MirrorError
 from daemon.domain.lineage import ancestors_kept
 from daemon.domain.records import Checkpoint
-from daemon.domain.retention import LOSSY_MARKER
+from daemon.domain.retention import LOSSY_MARKER, links
 from daemon.domain.states import CheckpointKind, CheckpointState
 from daemon.ports import CheckpointStore, Ledger, Mirror
 
 
 class HeadDamagedError(CheckpointError):
-    """The head's files are damaged, and there is no other copy: nothing may be trained on top of it."""
+    """Files that the head needs are damaged, and there is no other copy: nothing may be trained on top of it."""
 
 
 class Keeper(Protocol):
@@ -81,9 +81,42 @@ def mend(stages: Keeper, checkpoint: Checkpoint, damage: str) -> str:
     return f"{became} ({failure.reason})"
 
 
+def make_loadable(stages: Keeper, checkpoint: Checkpoint) -> None:
+    """Have a checkpoint that would load; what it needs and is damaged is mended, of a lossy one each link of its chain.
+
+    Raises:
+        HeadDamagedError: the head needs it, and it could not be brought back.
+        CheckpointError: it would not load.
+    """
+    try:
+        stages.store.open(checkpoint)
+    except CheckpointError as error:
+        for link in _needed(stages, checkpoint):
+            damage = str(error) if checkpoint.exact else _damage(stages, link)
+            if damage is not None:
+                mend(stages, link, damage)
+        stages.store.open(stages.ledger.checkpoint(checkpoint.version))
+
+
+def _needed(stages: Keeper, checkpoint: Checkpoint) -> list[Checkpoint]:
+    """All that a checkpoint is loaded from, oldest first."""
+    if checkpoint.exact:
+        return [checkpoint]
+    by_version = {found.version: found for found in stages.ledger.checkpoints()}
+    return [by_version[version] for version in links(checkpoint.version, by_version)][::-1]
+
+
+def _damage(stages: Keeper, checkpoint: Checkpoint) -> str | None:
+    try:
+        stages.store.check(checkpoint)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
 def _role(stages: Keeper, checkpoint: Checkpoint) -> str:
     """What is lost with it."""
-    if checkpoint.version == stages.ledger.head().version:
+    if checkpoint.version in {needed.version for needed in _needed(stages, stages.ledger.head())}:
         return "head"
     if checkpoint.state is CheckpointState.BASE:
         return "base"

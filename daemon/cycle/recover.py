@@ -85,6 +85,9 @@ def _adopt(stages: Stages, cycle: Cycle) -> Cycle | None:
     except CheckpointError as error:
         ledger.event("adoption_refused", level="warning", cycle=cycle, reason=str(error))
         return None
+    if stages.store.is_lossy(version):  # of another life of this run, before an older backup came back
+        ledger.event("adoption_refused", level="warning", cycle=cycle, reason="only its image is there")
+        return None
     parent = ledger.checkpoint(cycle.parent_version)
     belongs = (found.cycle_number, found.batch_hash, parent_root_hash) == (
         cycle.number,

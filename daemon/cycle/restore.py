@@ -37,7 +37,7 @@ def roll_back(stages: Stages, cycle: Cycle, verdict: Verdict) -> Outcome:
 
 
 def _sound_target(stages: Stages, cycle: Cycle, verdict: Verdict) -> tuple[Checkpoint, Verdict]:
-    """The verdict's target if its files are sound, else the next older anchor's: the head must load at every instant.
+    """The verdict's target if it would load, else the next older anchor's: the head must load at every instant.
 
     Raises:
         CheckpointError: not even the base verifies; nothing has moved.
@@ -48,8 +48,9 @@ def _sound_target(stages: Stages, cycle: Cycle, verdict: Verdict) -> tuple[Check
     older = [a.version for a in stages.ledger.history(cycle).anchors if lineage.index(a.version) > wanted]
     damage: list[str] = []
     for version in (verdict.to_version, *older):
+        target = stages.ledger.checkpoint(version)
         try:
-            stages.store.verify(version)
+            stages.store.open(target)
         except CheckpointError as error:
             damage.append(str(error))
             stages.tell("rollback_target_damaged", cycle, level="error", version=version, reason=str(error))
@@ -57,7 +58,7 @@ def _sound_target(stages: Stages, cycle: Cycle, verdict: Verdict) -> tuple[Check
         if damage:
             reason = f"{verdict.reason}; instead to {version}, because {verdict.to_version} does not verify"
             verdict = replace(verdict, to_version=version, reason=reason)
-        return stages.ledger.checkpoint(version), verdict
+        return target, verdict
     raise CheckpointError("; ".join(damage))
 
 

@@ -176,10 +176,11 @@ def _reference(stages: Stages, cycle: Cycle, adjustments: Adjustments) -> Checkp
         return None
     reference = find_anchor(stages, anchor)
     try:
-        stages.store.verify(reference.version)
+        stages.store.open(reference)
     except CheckpointError as error:
         mend(stages, reference, str(error))
-        stages.store.verify(reference.version)
+        reference = find_anchor(stages, anchor)  # an older one, if of this one the image alone could be saved
+        stages.store.open(reference)
     return reference
 
 

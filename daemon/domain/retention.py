@@ -60,7 +60,7 @@ def retained(
         *(c.version for c in checkpoints if c.cycle_number and c.cycle_number % settings.keep_every == 0),
     }
     by_version = {checkpoint.version: checkpoint for checkpoint in checkpoints}
-    images = {link for version in wanted & by_version.keys() for link in _chain(version, by_version)}
+    images = {link for version in wanted & by_version.keys() for link in links(version, by_version)}
     return Kept(frozenset(exact & by_version.keys()), frozenset(images))
 
 
@@ -75,8 +75,8 @@ def removals(checkpoints: Iterable[Checkpoint], keep: Kept) -> Iterator[tuple[Ch
             yield checkpoint, False
 
 
-def _chain(version: str, by_version: Mapping[str, Checkpoint]) -> Iterable[str]:
-    """A version and all that its image is made of."""
+def links(version: str, by_version: Mapping[str, Checkpoint]) -> Iterator[str]:
+    """A version and all that its image is made of: itself first, keyframe or base last."""
     found = by_version.get(version)
     while found is not None:
         yield found.version

@@ -2,74 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from stepped_run import Run, Stepped, assert_same
 
-from daemon.checkpoints.image import changes_between, image_of
 from daemon.checkpoints.manifest import read_manifest
-from daemon.checkpoints.store import DirectoryStore
 from daemon.domain.errors import CheckpointError, DiskError, DreamdError
 from daemon.domain.records import Checkpoint
 from daemon.domain.states import CheckpointKind
-
-SHAPES = {"embed.weight": (50, 40), "layer.weight": (30, 30), "norm": (7,)}
-
-
-class Stepped:
-    """Mirrors `ports.Snapshot`: float32 weights and what changed since the ones before."""
-
-    def __init__(self, weights: Mapping[str, Tensor], before: Mapping[str, Tensor] | None) -> None:
-        self.weights = weights
-        self.changes = None if before is None else changes_between(image_of(before), weights)
-
-    def write(self, directory: Path) -> Mapping[str, Any]:
-        save_file(dict(self.weights), directory / "model.safetensors")
-        (directory / "optimizer.state").write_bytes(b"moments")
-        return {"weights_digest": "w", "optimizer_digest": "o"}
-
-
-class Run:
-    """A store and a straight lineage in it, one small random step after another."""
-
-    def __init__(self, root: Path, steps: int, *, share: float = 0.02, **settings: Any) -> None:
-        self.root = root
-        self.store = DirectoryStore(root, **settings)
-        self.generator = torch.Generator().manual_seed(5)
-        self.share = share
-        self.weights = [{name: torch.randn(shape, generator=self.generator) for name, shape in SHAPES.items()}]
-        self.checkpoints = [self._publish("base", Stepped(self.weights[0], None), None)]
-        for _ in range(steps):
-            self.step()
-
-    def step(self, *, known: bool = True) -> None:
-        before = self.weights[-1]
-        self.weights.append({name: self._moved(tensor) for name, tensor in before.items()})
-        number = len(self.checkpoints)
-        snapshot = Stepped(self.weights[-1], before if known else None)
-        self.checkpoints.append(self._publish(f"cycle-{number:06d}", snapshot, number))
-
-    def kinds(self) -> list[str]:
-        return [checkpoint.kind.value for checkpoint in self.checkpoints]
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        chosen = torch.rand(tensor.shape, generator=self.generator) < self.share
-        return torch.where(chosen, tensor * 1.01, tensor * (1 + 1e-7))
-
-    def _publish(self, version: str, snapshot: Stepped, number: int | None) -> Checkpoint:
-        parent = self.checkpoints[-1] if number else None
-        return self.store.publish(version, snapshot, cycle_number=number, parent=parent, batch_hash="b", step=None)
-
-
-def assert_same(found: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    assert found.keys() == weights.keys()
-    for name, tensor in weights.items():
-        assert torch.equal(found[name].view(torch.int16), tensor.bfloat16().view(torch.int16)), name
 
 
 def test_every_image_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -184,3 +127,24 @@ def test_kinds_are_as_the_manifest_says(tmp_path: Path) -> None:
     assert checkpoint.kind is CheckpointKind.DELTA and checkpoint.image_digest is not None
     assert checkpoint.image_bytes == (tmp_path / "cycle-000001" / "image.delta").stat().st_size
     assert run.checkpoints[0].image_digest is None and run.checkpoints[0].image_bytes == 0
+
+
+def test_open_proves_that_it_would_load(tmp_path: Path) -> None:
+    """Exact ones need their exact state and no image, lossy ones every link of the chain; `check` reads all of it."""
+    run = Run(tmp_path, 3)
+    one, two, three = run.checkpoints[1:]
+    run.store.make_lossy(three.version)
+    with pytest.raises(CheckpointError, match=r"cycle-000003: only its image is there"):
+        run.store.open(three)
+    with pytest.raises(CheckpointError, match=r"cycle-000003: only its image is there"):
+        run.store.check(three)
+    lossy = replace(three, exact=False)
+    assert run.store.open(lossy) == tmp_path / three.version
+    (tmp_path / two.version / "image.delta").write_bytes(b"rotten")
+    assert run.store.open(two) == tmp_path / two.version
+    for refused in (lambda: run.store.check(two), lambda: run.store.open(lossy)):
+        with pytest.raises(CheckpointError, match=r"cycle-000002/image\.delta"):
+            refused()
+    run.store.check(lossy)
+    with pytest.raises(CheckpointError, match="another run"):
+        run.store.open(replace(one, root_hash="0" * 64))

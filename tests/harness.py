@@ -217,7 +217,10 @@ def _lineage_replays(
         named = ledger.step_report(ledger.cycle(checkpoint.cycle_number)).reference_version
         reference = None if named is None else ledger.checkpoint(named)
         adjustments = ledger.adjustments(ledger.cycle(checkpoint.cycle_number))
-        replayed.step(Batch(checkpoint.cycle_number, replayed.version, spent, examples, reference, adjustments))
+        batch = Batch(checkpoint.cycle_number, replayed.version, spent, examples, reference, adjustments)
+        # Smaller passes round otherwise; what memory forced is in the manifest, as long as there is one.
+        made = store.step_report(checkpoint.version) if store.exists(checkpoint.version) else None
+        replayed.step(batch, micro_batch=made and made.micro_batch)
         replayed.adopt(checkpoint.version)
         _same(checkpoint, replayed.digests())
     _same(lineage[0], live.digests())

@@ -87,6 +87,11 @@ class Remote:
             if self._protocol in _SSH:
                 file_system.ftp.get_channel().settimeout(self._timeout_s)
             moved(file_system)
+            if "file" in file_system.protocol and not Path(root).is_dir():  # created, it would fill the wrong disk
+                raise MirrorError(
+                    f"{self.url}: there is no such folder here; check that its disk is mounted, or create the folder. "
+                    "It is tried again later"
+                )
             return action(Link(file_system, root, self.url, lambda: moved(file_system)))
         finally:
             _close(file_system)
@@ -125,7 +130,7 @@ class Link:
         return "/".join((self._url, *parts))
 
     def folders(self) -> list[str]:
-        """Names in the root; empty when there is no root yet."""
+        """Names in the root; empty when there is no root yet (`Remote` refuses that where it means another disk)."""
         return sorted(name for name, _ in self._list(self._root) if not name.startswith("."))
 
     def files(self, folder: str) -> dict[str, int]:

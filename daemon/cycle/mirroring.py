@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from daemon.cycle.mending import mend
 from daemon.cycle.stages import Stages
 from daemon.domain.errors import CheckpointError, MirrorError
+from daemon.domain.retention import retained
 from daemon.domain.states import CheckpointState
 from daemon.domain.upkeep import MirrorTask
 from daemon.ports import Mirror
@@ -97,8 +98,13 @@ def _failed(
 
 
 def _forget_pruned(stages: Stages, mirror: Mirror) -> None:
-    """Retention counts there as well; what this run does not know is left alone."""
-    pruned = {c.version for c in stages.ledger.checkpoints() if c.state is CheckpointState.PRUNED}
+    """Retention counts there as well; what this run does not know is left alone, and so is what retention would keep.
+
+    That was pruned because its files here were damaged: the mirror's may be the only ones.
+    """
+    ledger, settings, rows = stages.ledger, stages.retention, stages.ledger.checkpoints()
+    wanted = retained(rows, ledger.lineage(), ledger.rollback_sides(settings.keep_rollbacks), settings).images
+    pruned = {c.version for c in rows if c.state is CheckpointState.PRUNED} - wanted
     for version in sorted(pruned & mirror.versions()):
         stages.observer.check_stop()
         mirror.delete(version)

@@ -128,6 +128,7 @@ def chaos(work: Path, url: str, kills: int, seed: int, minutes: float) -> int:
 
 
 def _settings(work: Path, seed: int) -> dict[str, dict[str, Any]]:
+    (work / MIRROR).mkdir(exist_ok=True)
     mirror = {**SETTINGS["checkpoints"], "mirror_url": f"file://{(work / MIRROR).absolute()}"}
     return {**SETTINGS, "run": {"seed": seed}, "checkpoints": mirror}
 

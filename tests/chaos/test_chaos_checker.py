@@ -64,6 +64,7 @@ class Copy:
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     """Promoted, promoted, rolled back, abandoned, promoted."""
     directory = tmp_path_factory.mktemp("sound")
+    (directory / "mirror").mkdir()
     mirror = {"mirror_url": f"file://{directory / 'mirror'}"}
     file = make_run(directory, f"sqlite:///{directory / 'dreamd.sqlite3'}", checkpoints=mirror)
     dream(file, 2)
@@ -99,10 +100,11 @@ def forge_weights(copy: Copy) -> None:
     copy.sql(f"UPDATE checkpoints SET root_hash = '{forged}' WHERE cycle = {HEAD}")
 
 
-def write_claims_log(copy: Copy, *, without: int = 0, extra: str = "") -> None:
+def write_claims_log(copy: Copy, *, without: int = 0, extra: str = "", run: str = "default") -> None:
     claims = copy.rows("SELECT cycle, kind, content_hash FROM claims WHERE cycle IS NOT NULL ORDER BY cycle, kind")
     lines = [" ".join(map(str, claim)) for claim in claims][without:]
-    (copy.checkpoints / "claims.log").write_text("".join(f"{line}\n" for line in [*lines, *([extra] if extra else [])]))
+    written = [f"run {run}", *lines, *([extra] if extra else [])]
+    (copy.checkpoints / "claims.log").write_text("".join(f"{line}\n" for line in written))
 
 
 def altered_manifest(copy: Copy) -> None:
@@ -158,6 +160,10 @@ PLANTED: dict[str, tuple[Callable[[Copy], object], str]] = {
     "claims.log knows a later cycle": (
         lambda copy: write_claims_log(copy, extra=f"99 example {'0' * 64}"),
         "I1: claims.log: cycle 99 is unknown",
+    ),
+    "claims.log is another run's": (
+        lambda copy: write_claims_log(copy, run="other"),
+        "I1: claims.log: 'run other' instead of 'run default'",
     ),
     "claims.log lost a line": (lambda copy: write_claims_log(copy, without=1), "I1: .* is not in claims.log"),
     "one bit of the head is flipped": (

@@ -20,6 +20,7 @@ NewRun = Callable[..., Path]
 def test_a_damaged_head_or_base_comes_back_at_the_start(new_run: NewRun, tmp_path: Path, version: str) -> None:
     """Faults 10 and 11: one bit of the head's weights, or the base's files cut short: restored before anything is
     loaded, byte for byte, an event says so, and the cycle is promoted."""
+    (tmp_path / "mirror").mkdir()
     file = new_run(checkpoints={"mirror_url": f"file://{tmp_path / 'mirror'}"})
     dream(file, 2)
     checkpoints = file.parent / "state" / "checkpoints"
@@ -47,6 +48,7 @@ def test_a_damaged_head_that_the_mirror_lacks_ends_the_start(new_run: NewRun, tm
     The mirror's copy put back, the run goes on.
     """
     mirror = tmp_path / "mirror"
+    mirror.mkdir()
     file = new_run(checkpoints={"mirror_url": f"file://{mirror}"})
     dream(file, 1)
     shutil.move(mirror / "cycle-000001", tmp_path / "elsewhere")
@@ -66,6 +68,7 @@ def test_a_damaged_head_that_the_mirror_lacks_ends_the_start(new_run: NewRun, tm
 def test_a_damaged_reference_comes_back_before_the_claim(new_run: NewRun, tmp_path: Path) -> None:
     """Fault 11: a bit of the anchor that DPO compares with, flipped during the sweep: it is fetched before the batch
     is claimed, and the cycle is promoted."""
+    (tmp_path / "mirror").mkdir()
     file = new_run(
         checkpoints={"mirror_url": f"file://{tmp_path / 'mirror'}"},
         training={"objective": "dpo", "reference": "baked"},
@@ -85,6 +88,7 @@ def test_a_damaged_reference_comes_back_before_the_claim(new_run: NewRun, tmp_pa
 def test_a_damaged_anchor_comes_back_when_it_is_measured(new_run: NewRun, tmp_path: Path) -> None:
     """Fault 11: more held-out documents, so that the start measures an anchor again, of which a bit was flipped: it
     is fetched, measured, and the cycle is promoted."""
+    (tmp_path / "mirror").mkdir()
     file = new_run(checkpoints={"mirror_url": f"file://{tmp_path / 'mirror'}"}, watchdog={"baked_after": 1})
     dream(file, 2)
     weights = file.parent / "state" / "checkpoints" / "cycle-000001" / "model.safetensors"

@@ -31,6 +31,7 @@ def test_an_unreachable_mirror_stops_nothing(new_run: NewRun, tmp_path: Path) ->
     queued = query(file, "select version from mirror_tasks where mirrored_at is null order by 1")
     assert queued == [("base",), ("cycle-000001",), ("cycle-000002",)]
     mirror = tmp_path / "mirror"
+    mirror.mkdir()
     file.write_text(file.read_text().replace(away, f"file://{mirror}"))
     # The back-off of a minute would have to be waited for.
     later = "update mirror_tasks set next_try_at = (select started_at from cycles where number = 1)"
@@ -49,6 +50,7 @@ def test_what_rots_at_rest_comes_back_from_the_mirror(new_run: NewRun, tmp_path:
     Training never stopped for it; the checkpoint is what it was, byte for byte.
     """
     mirror = tmp_path / "mirror"
+    mirror.mkdir()
     file = new_run(checkpoints={"mirror_url": f"file://{mirror}"}, watchdog={"baked_after": 1})
     dream(file, 2)
     anchor = file.parent / "state" / "checkpoints" / "cycle-000001"

@@ -23,6 +23,7 @@ EXACT = {"model.safetensors", "optimizer.state"}
 @pytest.fixture(params=["file", "memory"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "file":
+        (tmp_path / "mirror" / "of run").mkdir(parents=True)
         yield f"file://{tmp_path}/mirror/of run"
         return
     yield "memory://mirror"
@@ -177,6 +178,7 @@ def test_empty_mirror_has_no_versions(url: str) -> None:
 def test_hanging_mirror_ends_by_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mirror that takes bytes and then stops answering costs the time limit, and publishes nothing later."""
     directory, _ = make_directory(tmp_path / "here")
+    (tmp_path / "mirror").mkdir()
     released = threading.Event()
     mv = fsspec.implementations.local.LocalFileSystem.mv
 
@@ -196,6 +198,7 @@ def test_hanging_mirror_ends_by_timeout(tmp_path: Path, monkeypatch: pytest.Monk
 def test_stop_breaks_a_push_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop ends the waiting at once, however long the mirror takes."""
     directory, _ = make_directory(tmp_path)
+    (tmp_path / "mirror").mkdir()
     released = threading.Event()
 
     def hang(self: object, *arguments: object, **options: object) -> None:
@@ -211,11 +214,26 @@ def test_stop_breaks_a_push_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_unwritable_mirror_is_a_mirror_error(tmp_path: Path) -> None:
-    """A file where the mirror's folder should be is said with the URL and what to check."""
+    """A file where a checkpoint's folder should be is said with the URL and what to check."""
     directory, _ = make_directory(tmp_path)
-    (tmp_path / "mirror").write_text("no folder")
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "cycle-000007").write_text("no folder")
     with pytest.raises(MirrorError, match=r"file://.*mirror: sending cycle-000007: .*check"):
         FsspecMirror(f"file://{tmp_path}/mirror").push(directory)
+
+
+def test_unmounted_disk_is_not_filled(tmp_path: Path) -> None:
+    """A `file://` folder that is not there is not created: it would be on the disk under the mount point."""
+    directory, checkpoint = make_directory(tmp_path / "here")
+    mirror = FsspecMirror(f"file://{tmp_path}/disk/mirror")
+    for ask in (
+        lambda: mirror.push(directory),
+        mirror.versions,
+        lambda: mirror.fetch("cycle-000007", checkpoint.root_hash, tmp_path / "back"),
+    ):
+        with pytest.raises(MirrorError, match="mounted"):
+            ask()
+    assert not (tmp_path / "disk").exists()
 
 
 def test_fetch_leaves_what_is_there(url: str, tmp_path: Path) -> None:
@@ -252,6 +270,7 @@ def test_password_is_not_shown() -> None:
 def test_full_disk_while_fetching_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No room here is a disk error, not the mirror's, and no half checkpoint stays."""
     directory, checkpoint = make_directory(tmp_path / "here")
+    (tmp_path / "mirror").mkdir()
     mirror = FsspecMirror(f"file://{tmp_path}/mirror")
     mirror.push(directory)
     shutil.rmtree(directory)

@@ -32,6 +32,7 @@ Call = Callable[..., Any]
 
 def mirrored(state: Path, tmp_path: Path, *versions: str, exact: bool = True) -> str:
     """The URL of a mirror that holds these versions."""
+    (tmp_path / "mirror").mkdir(exist_ok=True)
     url = f"file://{tmp_path / 'mirror'}"
     for version in versions:
         FsspecMirror(url, exact=exact).push(store_of(state).path(version))

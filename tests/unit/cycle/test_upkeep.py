@@ -19,7 +19,8 @@ from daemon.cycle.mending import HeadDamagedError
 from daemon.cycle.mirroring import queue_all
 from daemon.cycle.upkeep import maintain
 from daemon.domain.errors import DatabaseError, StopRequested
-from daemon.domain.states import CheckpointState
+from daemon.domain.retention import Retention
+from daemon.domain.states import CheckpointKind, CheckpointState
 
 SCRUB = {"scrub_bytes": 10**9}
 
@@ -126,14 +127,25 @@ def test_clock_that_is_set_back_does_not_stop_mirroring(tmp_path: Path) -> None:
 def test_retention_counts_at_the_mirror(tmp_path: Path) -> None:
     """What this run pruned is deleted there; what this run does not know stays."""
     world = World(tmp_path)
+    world.stages = world.with_(retention=Retention(1, 50, 1, 30, 9))
+    world.ledger.rows["cycle-000003"] = replace(world.ledger.head(), kind=CheckpointKind.KEYFRAME)  # needs no link
     push_all(world)
-    world.mirror.push(world.store.path("cycle-000001").rename(tmp_path / "checkpoints" / "other"))
     (tmp_path / "mirror" / "unknown").mkdir()
     (tmp_path / "mirror" / "unknown" / "manifest.json").write_text("{}")
     world.ledger.pruned("cycle-000001")
     world.ledger.there.discard("cycle-000003")
     maintain(world.stages, world.now)
     assert world.mirror.versions() == {"base", "cycle-000002", "cycle-000003", "unknown"}
+
+
+def test_what_damage_pruned_stays_at_the_mirror(tmp_path: Path) -> None:
+    """Of what this run pruned although retention would keep it, the mirror's copy is the last one, and stays."""
+    world = World(tmp_path)
+    push_all(world)
+    world.ledger.pruned("cycle-000001")
+    world.ledger.there.discard("cycle-000003")
+    maintain(world.stages, world.now)
+    assert world.mirror.versions() == {"base", "cycle-000001", "cycle-000002", "cycle-000003"}
 
 
 def test_damage_here_is_not_the_mirrors_fault(tmp_path: Path) -> None:

@@ -102,6 +102,9 @@ class Ledger:
         self._require_no_need(version)
         self.rows[version] = replace(self.rows[version], state=CheckpointState.PRUNED)
 
+    def rollback_sides(self, _num_cycles: int) -> frozenset[str]:
+        return frozenset()
+
     def event(self, name: str, *, level: str = "info", cycle: object = None, **payload: Any) -> None:
         self.events.append((name, level, payload))
 
@@ -140,6 +143,7 @@ class Mirror(FsspecMirror):
     """A real mirror in a folder, that can be unreachable, or refuse one checkpoint."""
 
     def __init__(self, root: Path, *, exact: bool = True) -> None:
+        root.mkdir(parents=True, exist_ok=True)
         super().__init__(f"file://{root}", exact=exact)
         self.down = False
         self.refused: set[str] = set()

@@ -20,13 +20,13 @@ from daemon.storage import history, rows
 from daemon.storage.chunks import chunks
 from daemon.storage.claims import claimed, insert_claims
 from daemon.storage.database import reading, writing
-from daemon.storage.journal_file import Entry, append, append_entries, cut_torn_end, entries
+from daemon.storage.journal_file import Entry, append, append_entries, cut_torn_end, entries, require_owner
 from daemon.storage.kinds import ClaimKind
 from daemon.storage.runs import find_run, lock_run
 from daemon.storage.tables import claims, cycles, runs
 from daemon.storage.writes import Writes
 
-__all__ = ["adopt_journal", "append", "complete", "entries", "require_newer_database", "spent_by"]
+__all__ = ["adopt_journal", "append", "complete", "entries", "require_newer_database", "require_owner", "spent_by"]
 
 _ADOPTED = "known from the claims journal alone: its rows were not in the restored database"
 
@@ -35,8 +35,10 @@ def require_newer_database(engine: Engine, run_name: str, journal: Path) -> None
     """Refuse a database that does not know what the journal knows: it is an older backup. Nothing is changed.
 
     Raises:
+        ConfigError: the journal is another run's.
         RestoredBackupError: names the file, how many claims are missing, and the ways out.
     """
+    require_owner(journal, run_name)
     with reading(engine) as connection:
         run_id = find_run(connection, run_name).id
         last = history.next_cycle_number(connection, run_id) - 1
@@ -46,7 +48,7 @@ def require_newer_database(engine: Engine, run_name: str, journal: Path) -> None
             f"{journal}: {len(missing)} claims are not in the database, which ends at cycle {last}, the journal at "
             f"cycle {newest}: an older backup of the database was restored. Restore a newer one, or run "
             "`dreamd db adopt-journal`: it marks these claims as spent and goes on after the journal's last cycle "
-            "(a new run needs a run.state_dir of its own)"
+            "(a new run needs a run.name and a run.state_dir of its own)"
         )
 
 
@@ -67,7 +69,7 @@ def complete(engine: Engine, run_name: str, journal: Path) -> None:
                 known = {name for cycle, _, name in entries(journal) if cycle == number} if noted[number] else set()
                 spent = spent_by(connection, run_id, number)
                 added += [(number, kind, name) for kind, name in spent if name not in known]
-    append_entries(journal, added)
+    append_entries(journal, run_name, added)
 
 
 def spent_by(connection: Connection, run_id: int, number: int) -> list[tuple[ClaimKind, str]]:
@@ -89,9 +91,11 @@ def adopt_journal(engine: Engine, run_name: str, journal: Path) -> int:
 
     Raises:
         UsageError: there is no such run.
-        RestoredBackupError: a line of the journal is damaged.
+        ConfigError: the journal is another run's; nothing was committed.
+        RestoredBackupError: a line of it is damaged; nothing was committed.
         DatabaseError: nothing was committed.
     """
+    require_owner(journal, run_name)
     with writing(engine) as connection:
         writes = Writes(connection, lock_run(connection, run_name))
         last = history.next_cycle_number(connection, writes.run_id) - 1

@@ -1,4 +1,4 @@
-"""The claims journal's file: one line per claim, `CYCLE KIND HASH`, appended with one write and fsynced.
+"""The claims journal's file: `run NAME`, then a line per claim, `CYCLE KIND HASH`, appended with one write and fsynced.
 
 What a crash can leave is the end of the last write missing, or zeros where it never came to the disk. That is read over
 and cut off, if no claim follows it: what follows would be hidden. Anything else that is not a claim means that somebody
@@ -12,43 +12,69 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from daemon.domain.errors import DiskError, RestoredBackupError
+from daemon.domain.errors import ConfigError, DiskError, RestoredBackupError
 from daemon.storage.kinds import ClaimKind
 
 Entry = tuple[int, ClaimKind, str]
 """Cycle, kind and hash of a claim."""
 
+_OWNER = re.compile(rb"run ([!-~]{1,64})\n")
 _LINE = re.compile(rb"([1-9][0-9]{0,9}) (scenario|example) ([!-~]{1,64})\n")
 _LONGEST_LINE = 128
 """Bytes; no line is longer."""
 
 
-def append(path: Path, cycle_number: int, spent: Sequence[tuple[ClaimKind, str]]) -> None:
+def append(path: Path, run_name: str, cycle_number: int, spent: Sequence[tuple[ClaimKind, str]]) -> None:
     """Add a cycle's claims; they are on the disk when this returns.
 
     Raises:
+        ConfigError: the file is another run's; nothing was written.
         DiskError: they are not; what was written of them is cut off before the next are added.
     """
-    append_entries(path, [(cycle_number, kind, content_hash) for kind, content_hash in spent])
+    append_entries(path, run_name, [(cycle_number, kind, content_hash) for kind, content_hash in spent])
 
 
-def append_entries(path: Path, added: Iterable[Entry]) -> None:
+def append_entries(path: Path, run_name: str, added: Iterable[Entry]) -> None:
     """`append`, of any cycles."""
     lines = "".join(f"{number} {kind.value} {content_hash}\n" for number, kind, content_hash in added)
     if not lines:
         return
+    require_owner(path, run_name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         created = not path.exists()
         # A descriptor of its own each time: after a failed fsync the old one would report success for lost data.
         with path.open("ab", buffering=0) as file:
-            file.truncate(_end_of_last_line(path))
-            _write_all(file.fileno(), lines.encode("ascii"))
+            end = _end_of_last_line(path)
+            file.truncate(end)
+            _write_all(file.fileno(), (lines if end else f"run {run_name}\n{lines}").encode("ascii"))
             os.fsync(file.fileno())
         if created:
             _sync_directory(path.parent)
     except OSError as error:
         raise DiskError(f"{path}: {error.strerror}: claims could not be noted; check the disk and its space") from error
+
+
+def require_owner(path: Path, run_name: str) -> None:
+    """Refuse the journal of another run: its claims are not this one's. Without a file, or its first line, nobody's.
+
+    Raises:
+        ConfigError: names both runs, and the fix.
+        DiskError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            match = _OWNER.fullmatch(file.readline(_LONGEST_LINE))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DiskError(f"{path}: {error.strerror}; check the disk, and its owner and mode") from error
+    owner = match[1].decode() if match else run_name
+    if owner != run_name:
+        raise ConfigError(
+            f"{path}: this state directory is run {owner}'s, not run {run_name}'s, and two runs cannot share one: give "
+            f"run {run_name} a run.state_dir of its own, or set run.name = {owner}"
+        )
 
 
 def entries(path: Path) -> Iterator[Entry]:
@@ -59,7 +85,8 @@ def entries(path: Path) -> Iterator[Entry]:
         DiskError: it cannot be read.
     """
     for entry, _ in _parsed(path):
-        yield entry
+        if entry is not None:
+            yield entry
 
 
 def cut_torn_end(path: Path) -> None:
@@ -79,17 +106,18 @@ def cut_torn_end(path: Path) -> None:
         raise DiskError(f"{path}: {error.strerror}; check the disk, and its owner and mode") from error
 
 
-def _parsed(path: Path) -> Iterator[tuple[Entry, int]]:
-    """Each whole line, and where it ends."""
+def _parsed(path: Path) -> Iterator[tuple[Entry | None, int]]:
+    """Each whole line, and where it ends; None: the first, with the run's name."""
     end = 0
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 match = _LINE.fullmatch(line)
-                if match is None:
+                if match is None and not (number == 1 and _OWNER.fullmatch(line)):
                     return _require_torn(path, number, line, file)
                 end += len(line)
-                yield (int(match[1]), ClaimKind(match[2].decode()), match[3].decode()), end
+                entry = (int(match[1]), ClaimKind(match[2].decode()), match[3].decode()) if match else None
+                yield entry, end
     except FileNotFoundError:
         return
     except OSError as error:

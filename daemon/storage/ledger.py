@@ -107,7 +107,8 @@ class SqlLedger:
 
         Raises:
             UsageError: there is no such run.
-            RestoredBackupError: the journal knows what the database does not; nothing was taken over.
+            ConfigError: the journal is another run's; nothing was taken over.
+            RestoredBackupError: it knows what the database does not; nothing was taken over.
         """
         if journal is not None:
             require_newer_database(engine, run_name, journal)
@@ -320,7 +321,7 @@ class SqlLedger:
     def _note_claims(self, cycle: Cycle) -> None:
         """Into the journal, once they are committed; a crash in between is made up for by `acquire`."""
         if self._journal is not None:
-            append(self._journal, cycle.number, self._run.read(spent_by, cycle.number))
+            append(self._journal, self.run_name, cycle.number, self._run.read(spent_by, cycle.number))
 
     @contextmanager
     def _claiming(self, cycle: Cycle, hashes: Sequence[str]) -> Iterator[None]:

@@ -102,7 +102,10 @@ def claims_log(recorded: Recorded, file: Path, findings: Findings) -> None:
     if not file.is_file():
         return
     logged, last = set(), max(recorded.cycles, default=0)
-    for line in file.read_text(encoding="utf-8").splitlines():
+    owner = f"run {recorded.run['name']}"
+    first, *lines = file.read_text(encoding="utf-8").splitlines() or [owner]  # empty: nothing was claimed
+    findings.check("I1 claims.log of this run", first == owner, f"claims.log: {first!r} instead of {owner!r}")
+    for line in lines:
         number, kind, name = line.split()
         logged.add(name)
         findings.check("I1 cycles of claims.log known", int(number) <= last, f"claims.log: cycle {number} is unknown")

@@ -21,7 +21,7 @@ from builders import (
 )
 from sqlalchemy import Engine
 
-from daemon.domain.errors import AlreadyClaimedError, FencedError, RestoredBackupError
+from daemon.domain.errors import AlreadyClaimedError, ConfigError, FencedError, RestoredBackupError
 from daemon.domain.records import Cycle, Draw
 from daemon.domain.states import CycleState, Outcome
 from daemon.storage import journal_file, tables
@@ -49,6 +49,12 @@ def new_run(engine: Engine, journal: Path, run: str = "test") -> SqlLedger:
     ledger = acquire(engine, journal, run)
     ledger.register_base(make_checkpoint())
     return ledger
+
+
+def restored(engine: Engine, journal: Path) -> None:
+    """The run `restored`, as a backup from before its first cycle: its journal is the one there is."""
+    create_run(engine, "restored", 7, "models/small", {}, [])
+    journal.write_text(journal.read_text().replace("run test\n", "run restored\n"))
 
 
 def claims_of(engine: Engine, run: str = "test") -> set[tuple[Any, ...]]:
@@ -94,7 +100,7 @@ def test_a_crash_between_commit_and_journal_is_made_up_for(engine: Engine, journ
     promote_one(ledger)
     drive_to(ledger, CycleState.CLAIMED)
     lines = journal.read_text().splitlines(keepends=True)
-    end = {"nothing": lines[:4], "half a line": [*lines[:4], lines[4][:20]], "half of the claims": lines[:6]}[left]
+    end = {"nothing": lines[:5], "half a line": [*lines[:5], lines[5][:20]], "half of the claims": lines[:7]}[left]
     journal.write_text("".join(end))
     acquire(engine, journal)
     assert sorted(journal.read_text().splitlines(keepends=True)) == sorted(lines)
@@ -117,7 +123,7 @@ def test_an_older_database_is_refused_and_left_alone(engine: Engine, journal: Pa
     ledger = new_run(engine, journal)
     promote_one(ledger)
     promote_one(ledger)
-    create_run(engine, "restored", 7, "models/small", {}, [])  # a backup from before the first cycle
+    restored(engine, journal)
     before = contents(engine)
     with pytest.raises(RestoredBackupError) as caught:
         acquire(engine, journal, "restored")
@@ -130,11 +136,36 @@ def test_an_older_database_is_refused_and_left_alone(engine: Engine, journal: Pa
     assert contents(engine) == before
 
 
+def test_another_runs_journal_is_neither_obeyed_nor_adopted(engine: Engine, journal: Path) -> None:
+    """Two runs in one state directory: the second is told so, at its start and when it adopts; nothing is written."""
+    promote_one(new_run(engine, journal))
+    create_run(engine, "second", 7, "models/small", {}, [])
+    before, noted = contents(engine), journal.read_bytes()
+    for attempt in (lambda: acquire(engine, journal, "second"), lambda: adopt_journal(engine, "second", journal)):
+        with pytest.raises(ConfigError) as caught:
+            attempt()
+        said = str(caught.value)
+        assert said.startswith(f"{journal}: this state directory is run test's, not run second's")
+        assert "give run second a run.state_dir of its own" in said
+    assert (contents(engine), journal.read_bytes()) == (before, noted)
+
+
+def test_the_first_run_to_claim_has_the_journal(engine: Engine, journal: Path) -> None:
+    """Both started before there was a file: the second ends at its first claim, before its optimizer moves."""
+    first = new_run(engine, journal)
+    second = new_run(engine, journal, "second")
+    promote_one(first)
+    noted = journal.read_bytes()
+    with pytest.raises(ConfigError, match="is run test's, not run second's"):
+        drive_to(second, CycleState.CLAIMED)
+    assert journal.read_bytes() == noted
+
+
 def test_an_adopted_journal_repeats_nothing(engine: Engine, journal: Path) -> None:
     """Its hashes are spent, cycle numbers go on above its last, lost cycles say why; then the start is let through."""
     promote_one(new_run(engine, journal))
     promote_one(acquire(engine, journal))
-    create_run(engine, "restored", 7, "models/small", {}, [])
+    restored(engine, journal)
     old = SqlLedger.acquire(engine, "restored")
     old.register_base(make_checkpoint())
     assert adopt_journal(engine, "restored", journal) == 8
@@ -156,7 +187,7 @@ def test_a_cycle_whose_claims_are_all_known_is_adopted_too(engine: Engine, journ
     """Held out since, so that no claim is missing: refused for its number, and `adopt_journal` is the way out."""
     create_run(engine, "test", 7, "models/small", {}, [("a" * 64, "a held-out text")])
     SqlLedger.acquire(engine, "test").register_base(make_checkpoint())
-    journal_file.append(journal, 5, [(ClaimKind.SCENARIO, "a" * 64)])
+    journal_file.append(journal, "test", 5, [(ClaimKind.SCENARIO, "a" * 64)])
     with pytest.raises(RestoredBackupError, match="0 claims are not in the database, which ends at cycle 0"):
         acquire(engine, journal)
     assert adopt_journal(engine, "test", journal) == 0

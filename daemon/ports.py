@@ -345,8 +345,8 @@ class Mirror(Protocol):
             MirrorError: unreachable.
         """
 
-    def delete(self, version: str) -> None:
-        """Remove a checkpoint, manifest first.
+    def delete(self, version: str, root_hash: str) -> None:
+        """Remove a checkpoint, manifest first; one of another root hash, or that cannot be told, stays.
 
         Raises:
             MirrorError: unreachable.

@@ -101,8 +101,8 @@ class FsspecMirror:
             lambda link: frozenset(name for name in link.folders() if link.size(name, FILE_NAME) is not None),
         )
 
-    def delete(self, version: str) -> None:
-        self._remote.run(f"deleting {version}", lambda link: _delete(link, version))
+    def delete(self, version: str, root_hash: str) -> None:
+        self._remote.run(f"deleting {version}", lambda link: _delete(link, version, root_hash))
 
 
 def _push(link: Link, directory: Path, manifest: Manifest, *, exact: bool) -> int:
@@ -165,14 +165,19 @@ def _refuse_another(link: Link, manifest: Manifest, present: dict[str, int]) -> 
     """Two runs that share a mirror would overwrite each other. A damaged manifest there is replaced."""
     if FILE_NAME not in present:
         return
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        root_hash = json.loads(b"".join(link.read(manifest.version, FILE_NAME)))["root_hash"]
-        fields_fit = isinstance(root_hash, str) and len(root_hash) == len(manifest.root_hash)
-        if fields_fit and root_hash != manifest.root_hash:
-            raise MirrorError(
-                f"{link.url(manifest.version)}: another checkpoint of that name is there (root hash "
-                f"{root_hash[:12]}, here {manifest.root_hash[:12]}); give each run a mirror_url of its own"
-            )
+    root_hash = _root_hash(link, manifest.version)
+    if root_hash is not None and len(root_hash) == len(manifest.root_hash) and root_hash != manifest.root_hash:
+        raise MirrorError(
+            f"{link.url(manifest.version)}: another checkpoint of that name is there (root hash "
+            f"{root_hash[:12]}, here {manifest.root_hash[:12]}); give each run a mirror_url of its own"
+        )
+
+
+def _root_hash(link: Link, version: str) -> str | None:
+    """What the manifest there says; None when there is none that can be read."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, FileNotFoundError):
+        return str(json.loads(b"".join(link.read(version, FILE_NAME)))["root_hash"])
+    return None
 
 
 def _fetch(link: Link, version: str, root_hash: str, temporary: Path, directory: Path) -> None:
@@ -224,7 +229,9 @@ def _get(link: Link, version: str, name: str, directory: Path) -> Blob:
     return Blob(hasher.hexdigest(), size)
 
 
-def _delete(link: Link, version: str) -> None:
+def _delete(link: Link, version: str, root_hash: str) -> None:
+    if _root_hash(link, version) != root_hash:  # another run's, or nobody knows whose
+        return
     link.remove(version, FILE_NAME)  # first: from now on it is incomplete
     for name in link.files(version):
         link.remove(version, name)

@@ -104,10 +104,10 @@ def _forget_pruned(stages: Stages, mirror: Mirror) -> None:
     """
     ledger, settings, rows = stages.ledger, stages.retention, stages.ledger.checkpoints()
     wanted = retained(rows, ledger.lineage(), ledger.rollback_sides(settings.keep_rollbacks), settings).images
-    pruned = {c.version for c in rows if c.state is CheckpointState.PRUNED} - wanted
-    for version in sorted(pruned & mirror.versions()):
+    pruned = {c.version: c.root_hash for c in rows if c.state is CheckpointState.PRUNED and c.version not in wanted}
+    for version in sorted(pruned.keys() & mirror.versions()):
         stages.observer.check_stop()
-        mirror.delete(version)
+        mirror.delete(version, pruned[version])
 
 
 def backoff(num_failures: int) -> timedelta:

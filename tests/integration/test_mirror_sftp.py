@@ -191,7 +191,7 @@ def test_round_trip_over_ssh(server: SftpServer, tmp_path: Path, key: Any) -> No
     assert there.push(directory) == 0
     there.fetch("cycle-000007", checkpoint.root_hash, tmp_path / "back")
     assert contents(tmp_path / "back") == contents(directory)
-    there.delete("cycle-000007")
+    there.delete("cycle-000007", checkpoint.root_hash)
     assert not (server.root / "mirror" / "cycle-000007").exists()
 
 

@@ -162,12 +162,27 @@ def test_two_runs_do_not_share(url: str, tmp_path: Path) -> None:
 
 def test_delete(url: str, tmp_path: Path) -> None:
     """A deleted version is gone; deleting what is not there is no error."""
-    directory, _ = make_directory(tmp_path)
+    directory, checkpoint = make_directory(tmp_path)
     mirror = FsspecMirror(url)
     mirror.push(directory)
-    mirror.delete("cycle-000007")
-    mirror.delete("cycle-000007")
+    mirror.delete("cycle-000007", checkpoint.root_hash)
+    mirror.delete("cycle-000007", checkpoint.root_hash)
     assert mirror.versions() == frozenset()
+
+
+@pytest.mark.parametrize("manifest", ["theirs", "damaged"])
+def test_only_what_is_ours_is_deleted(url: str, tmp_path: Path, manifest: str) -> None:
+    """Another run's checkpoint of the same name, or one of which nobody can tell whose it is, is left alone."""
+    theirs, _ = make_directory(tmp_path / "theirs")
+    _, ours = make_directory(tmp_path / "ours", batch_hash="another")
+    mirror = FsspecMirror(url)
+    mirror.push(theirs)
+    if manifest == "damaged":
+        file_system, root = fsspec.core.url_to_fs(url)
+        file_system.pipe_file(f"{root}/cycle-000007/manifest.json", b"{")
+    before = there(url)
+    mirror.delete("cycle-000007", ours.root_hash)
+    assert there(url) == before
 
 
 def test_empty_mirror_has_no_versions(url: str) -> None:

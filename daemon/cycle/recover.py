@@ -12,8 +12,8 @@ from daemon.cycle.measuring import make_live, measure_anchors, measure_candidate
 from daemon.cycle.restore import verify
 from daemon.cycle.run import decide, evaluate, report_finished, version_of
 from daemon.cycle.stages import Stages
-from daemon.domain.errors import CheckpointError
-from daemon.domain.records import Cycle
+from daemon.domain.errors import CheckpointError, DreamdError
+from daemon.domain.records import Checkpoint, Cycle
 from daemon.domain.states import CheckpointState, CycleState, Outcome
 
 
@@ -106,10 +106,19 @@ def _tidy(stages: Stages) -> None:
     """Remove temporary directories, finish interrupted pruning, set unknown directories aside."""
     checkpoints = stages.ledger.checkpoints()
     for checkpoint in checkpoints:
-        if checkpoint.state is CheckpointState.PRUNED and stages.store.exists(checkpoint.version):
-            stages.store.prune(checkpoint.version)
-        elif not checkpoint.exact and stages.store.exists(checkpoint.version):
-            stages.store.make_lossy(checkpoint.version)
+        try:
+            _finish_removal(stages, checkpoint)
+        except (DreamdError, OSError) as error:  # one that rotted is for the scrub to mend; no reason to stand still
+            stages.tell("not_removed", None, version=checkpoint.version, reason=str(error))
     for name in stages.store.clean(checkpoint.version for checkpoint in checkpoints):
         stages.ledger.event("checkpoint_quarantined", level="warning", directory=name)
         stages.observer.log("checkpoint_quarantined", level="warning", directory=name)
+
+
+def _finish_removal(stages: Stages, checkpoint: Checkpoint) -> None:
+    """Delete what the database says is gone already."""
+    if stages.store.exists(checkpoint.version):
+        if checkpoint.state is CheckpointState.PRUNED:
+            stages.store.prune(checkpoint.version)
+        elif not checkpoint.exact:
+            stages.store.make_lossy(checkpoint.version)

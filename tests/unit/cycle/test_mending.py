@@ -1,61 +1,17 @@
-"""What damaged checkpoints do to the rest of a run: chains are real, rows and mirror are those of `upkeep_fakes`."""
+"""What a damaged checkpoint means for those that need it, and what is done about it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from checkpoint_files import flip
-from stepped_run import Run
-from upkeep_fakes import Ledger, Mirror, Observer, World
+from small_run import Small
+from upkeep_fakes import Mirror
 
 from daemon.cycle.mending import HeadDamagedError, make_loadable, mend
-from daemon.cycle.stages import Stages
 from daemon.domain.errors import CheckpointError
-from daemon.domain.records import Checkpoint
 from daemon.domain.states import CheckpointState
-
-
-class Rows(Ledger):
-    """A straight lineage whose head may be moved back, as `restore --lossy` does."""
-
-    head_version: str | None = None
-
-    def head(self) -> Checkpoint:
-        return super().head() if self.head_version is None else self.rows[self.head_version]
-
-    def lineage(self) -> tuple[Checkpoint, ...]:
-        lineage = super().lineage()
-        return lineage[lineage.index(self.head()) :]
-
-    def rollback_sides(self, num_cycles: int) -> frozenset[str]:
-        return frozenset()
-
-
-class Small:
-    """A run of real chains and the stages that work on it."""
-
-    def __init__(self, root: Path, steps: int, mirror: Mirror | None = None) -> None:
-        self.run = Run(root / "checkpoints", steps)
-        base, *others = self.run.checkpoints
-        self.rows = Rows([base, *(replace(c, state=CheckpointState.PROMOTED) for c in others)])
-        self.observer = Observer()
-        self.store = self.run.store
-        self.stages: Stages = World(root / "unused", 0).with_(
-            store=self.store, ledger=self.rows, observer=self.observer, mirror=mirror
-        )
-
-    def __getitem__(self, number: int) -> Checkpoint:
-        return self.rows.rows[f"cycle-{number:06d}" if number else "base"]
-
-    def file(self, number: int, name: str) -> Path:
-        return self.store.path(self[number].version) / name
-
-    def make_lossy(self, *numbers: int) -> None:
-        for number in numbers:
-            self.rows.made_lossy(self[number].version)
-            self.store.make_lossy(self[number].version)
 
 
 def test_a_damaged_link_of_a_lossy_head_is_fetched(tmp_path: Path) -> None:

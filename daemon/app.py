@@ -55,6 +55,7 @@ from daemon.service.scheduler import Service
 from daemon.service.state_dir import prepare_state_dir
 from daemon.service.stop import StopFlag
 from daemon.storage.database import open_database, redacted
+from daemon.storage.journal import require_owner
 from daemon.storage.ledger import SqlLedger
 from daemon.storage.lock import RunLock
 from daemon.storage.migrate import check_schema, upgrade
@@ -90,6 +91,8 @@ def init_run(loaded: Loaded, observer: Observer, *, small_model: bool) -> InitRe
     """Create whatever of state directory, model folder, database, run and base checkpoint is missing.
 
     Raises:
+        ConfigError: the state directory is another run's.
+        RestoredBackupError: it was trained in before, with another database; all is made, and this one can adopt that.
         DreamdError: something cannot be used; what was made before it stays and is found by the next call.
     """
     config = loaded.config
@@ -102,12 +105,14 @@ def init_run(loaded: Loaded, observer: Observer, *, small_model: bool) -> InitRe
     upgrade(config.run.url)
     engine = open_database(config.run.url)
     with RunLock(engine, config.run.name) as lock:
+        require_owner(config.run.claims_log, config.run.name)
         _hold_out(engine, config, source, config.run.seed)
-        ledger = _acquire(engine, config, lock)
         created = load_run(engine, config.run.name).head_version is None
-        if created:
+        if created:  # before the claims journal is compared: to adopt it, a database that is new needs a head
             with observer.stage(None, "import the base model"):
-                ledger.register_base(_import_base(config, _store(config)))
+                base = _import_base(config, _store(config))
+                SqlLedger.acquire(engine, config.run.name, lock=lock).register_base(base)
+        _acquire(engine, config, lock)
     engine.dispose()
     return InitReport(redacted(config.run.url), BASE, config.run.state_dir, created)
 

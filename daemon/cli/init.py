@@ -14,7 +14,7 @@ from daemon.cli.session import open_session
 from daemon.cli.template import render_template
 from daemon.config import Config, Loaded, load_config
 from daemon.config.load import CONFIG_VARIABLE, DEFAULT_FILE
-from daemon.domain.errors import DreamdError, PermissionDeniedError
+from daemon.domain.errors import DreamdError, PermissionDeniedError, RestoredBackupError
 from daemon.service.state_dir import prepare_state_dir
 
 _WRITTEN = ("run.name", "run.state_dir", "model.path")
@@ -45,6 +45,8 @@ def init(
             from daemon import app
 
             report = app.init_run(loaded, session.observer, small_model=small_model)
+    except RestoredBackupError:
+        raise  # all is made, and the way out needs the settings
     except DreamdError:
         if written:
             target.unlink(missing_ok=True)  # or the next try, with what was wrong put right, would keep it

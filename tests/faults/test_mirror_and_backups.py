@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import RecordingObserver, check_invariants, dream, flip_bit, outcomes, query
+from harness import RecordingObserver, check_invariants, dream, flip_bit, load, outcomes, query
 
-from daemon.domain.errors import CheckpointError, RestoredBackupError
+from daemon import app
+from daemon.domain.errors import CheckpointError, ConfigError, RestoredBackupError
+from daemon.storage.database import open_database
+from daemon.storage.journal import adopt_journal
 
 NewRun = Callable[..., Path]
 
@@ -104,6 +107,39 @@ def test_an_older_database_is_not_resumed(new_run: NewRun, tmp_path: Path) -> No
     dream(file, 1)
     assert outcomes(file) == ["promoted"] * 3
     check_invariants(file)
+
+
+def test_a_lost_database_is_begun_anew(new_run: NewRun) -> None:
+    """No backup of the database at all: `init` beside the old state directory says so; adopted, the run goes on.
+
+    It begins from the base, numbers on, and whatever was claimed stays claimed.
+    """
+    file = new_run()
+    state = file.parent / "state"
+    dream(file, 1)
+    claimed = query(file, "select content_hash from claims where cycle = 1 order by 1")
+    for name in ("dreamd.sqlite3", "dreamd.sqlite3-wal", "dreamd.sqlite3-shm"):
+        (state / name).unlink(missing_ok=True)
+    config = load(file)
+    with pytest.raises(RestoredBackupError, match="adopt-journal"):
+        app.init_run(config, RecordingObserver(), small_model=False)
+    engine = open_database(config.config.run.url)
+    assert adopt_journal(engine, "default", config.config.run.claims_log) == len(claimed)
+    engine.dispose()
+    assert not app.init_run(config, RecordingObserver(), small_model=False).created
+    dream(file, 1)
+    assert outcomes(file) == ["lost", "promoted"]
+    assert query(file, "select parent_version from cycles where number = 2") == [("base",)]
+    assert query(file, "select content_hash from claims where cycle = 1 order by 1") == claimed
+
+
+def test_a_second_run_gets_a_state_directory_of_its_own(new_run: NewRun) -> None:
+    """`init` of another run in a directory that was trained in names both runs, and makes no row of the second."""
+    file = new_run()
+    dream(file, 1)
+    with pytest.raises(ConfigError, match="is run default's, not run second's"):
+        app.init_run(load(file, "run.name=second"), RecordingObserver(), small_model=False)
+    assert query(file, "select name from runs") == [("default",)]
 
 
 def _files(directory: Path) -> dict[str, bytes]:

@@ -55,6 +55,8 @@ def pin(writes: Writes, version: str, reason: str) -> None:
             f"`dreamd checkpoints export {version} DIR` keeps its image"
         )
     _update(writes, version, pinned_at=rows.now(), pin_reason=reason)
+    if not stored.pinned:
+        _mirror_again(writes, version)  # its exact state goes there now
     writes.event("pinned", "info", stored.cycle_number, {"version": version, "reason": reason})
 
 
@@ -71,7 +73,7 @@ def unpin(writes: Writes, version: str) -> None:
 
 
 def made_lossy(writes: Writes, version: str) -> None:
-    """A checkpoint has only its image from now on; nothing when that is so already.
+    """A checkpoint has only its image from now on, and so has the mirror; nothing when that is so already.
 
     Raises:
         DreamdError: its exact state must stay, or it has no image, or no files at all.
@@ -84,6 +86,7 @@ def made_lossy(writes: Writes, version: str) -> None:
         raise DreamdError(f"checkpoint {version} has no image but its exact weights: these must stay, or all of it go")
     if stored.exact:
         _update(writes, version, exact=False, lossy_after=writes.last_finished())
+        _mirror_again(writes, version)  # its exact state goes away there
 
 
 def pruned(writes: Writes, version: str) -> None:
@@ -223,6 +226,13 @@ def _update_task(writes: Writes, version: str, values: Mapping[str, object]) -> 
     changed = writes.connection.execute(sa.update(mirror_tasks).where(_task(writes.run_id, version)).values(values))
     if changed.rowcount != 1:
         raise DreamdError(f"checkpoint {version} is not in the mirror's queue")
+
+
+def _mirror_again(writes: Writes, version: str) -> None:
+    """What the mirror has is not what it should have any more."""
+    there = sa.and_(_task(writes.run_id, version), mirror_tasks.c.state == MirrorState.MIRRORED)
+    values = {"state": MirrorState.QUEUED, "mirrored_at": None, "attempts": 0, "next_try_at": rows.now()}
+    writes.connection.execute(sa.update(mirror_tasks).where(there).values(values))
 
 
 def _task(run_id: int, version: str) -> ColumnElement[bool]:

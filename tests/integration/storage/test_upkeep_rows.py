@@ -156,6 +156,24 @@ def test_the_mirror_queue(ledger: SqlLedger, engine: Engine) -> None:
         ledger.enqueue_mirror("nowhere")
 
 
+@pytest.mark.parametrize("change", ["made_lossy", "pin"])
+def test_what_changes_is_mirrored_again(ledger: SqlLedger, change: str) -> None:
+    """What became lossy or pinned after it was mirrored is queued again, once and without old failures; what was
+    never queued stays so."""
+    one, two, _ = (promote_delta(ledger).version for _ in range(3))
+    ledger.enqueue_mirror(one)
+    ledger.mirror_failed(one, "unreachable", LATER)
+    ledger.mirrored(one)
+    for version in (one, two, one):
+        ledger.made_lossy(version) if change == "made_lossy" else ledger.pin(version, "test")
+    (task,) = ledger.mirror_tasks()
+    assert (task.version, task.attempts, task.last_error) == (one, 0, None)
+    assert task.next_try_at < LATER
+    ledger.mirrored(one)
+    ledger.made_lossy(one) if change == "made_lossy" else ledger.pin(one, "again")
+    assert ledger.mirror_tasks() == ()
+
+
 def test_what_was_not_scrubbed_for_longest_comes_first(ledger: SqlLedger, engine: Engine) -> None:
     """Never scrubbed ones first, then by the order of the scrubs, whatever the clock said; pruned ones never."""
     one, two = promote_delta(ledger).version, promote_delta(ledger).version

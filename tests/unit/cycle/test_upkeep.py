@@ -148,6 +148,16 @@ def test_what_damage_pruned_stays_at_the_mirror(tmp_path: Path) -> None:
     assert world.mirror.versions() == {"base", "cycle-000001", "cycle-000002", "cycle-000003"}
 
 
+def test_what_becomes_lossy_here_becomes_lossy_there(tmp_path: Path) -> None:
+    """Exact state that retention deletes goes away at the mirror as well."""
+    world = World(tmp_path)
+    push_all(world)
+    world.ledger.made_lossy("cycle-000002")
+    world.store.make_lossy("cycle-000002")
+    maintain(world.stages, world.now)
+    assert contents(tmp_path / "mirror" / "cycle-000002").keys() == {"image.delta", "lossy", "manifest.json"}
+
+
 def test_damage_here_is_not_the_mirrors_fault(tmp_path: Path) -> None:
     """A file that rotted before it was mirrored is told as damage; the others are sent, and without a rest."""
     world = World(tmp_path)
@@ -317,6 +327,7 @@ def test_rehearsal_reads_anchor_and_longest_chain(tmp_path: Path) -> None:
     for number in (1, 3):
         world.ledger.made_lossy(f"cycle-{number:06d}")
         make_it_lossy(world.store.path(f"cycle-{number:06d}"))
+    maintain(world.stages, world.now)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     maintain(world.with_(**WEEKLY), world.now)
     assert [(r.version, r.passed) for r in world.ledger.rehearsals] == [("cycle-000002", True), ("cycle-000003", True)]

@@ -97,6 +97,9 @@ class Ledger:
     def made_lossy(self, version: str) -> None:
         self._require_no_need(version)
         self.rows[version] = replace(self.rows[version], exact=False)
+        if version in self.there:
+            self.there.discard(version)
+            self.enqueue_mirror(version)
 
     def pruned(self, version: str) -> None:
         self._require_no_need(version)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_model import build_tiny_model
 
 from daemon.cli import history
 
@@ -153,6 +154,22 @@ def test_running_without_init_says_so_and_makes_nothing(dreamd: Dreamd, tmp_path
     assert done.returncode == 2
     assert "dreamd init" in done.stderr
     assert list((tmp_path / "cwd").iterdir()) == []
+
+
+def test_init_beside_an_old_state_directory_keeps_the_settings_that_the_way_out_needs(
+    dreamd: Dreamd, tmp_path: Path
+) -> None:
+    """Refused with 78 for the journal it finds; the new file stays, with it the journal is adopted; init succeeds."""
+    build_tiny_model(tmp_path / "model")
+    log = tmp_path / "state" / "checkpoints" / "claims.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(f"run default\n3 scenario {'a' * 64}\n")
+    at = ("--config", str(tmp_path / "dreamd.toml"))
+    init = ("init", *at, "--state-dir", str(tmp_path / "state"), "--set", f"model.path={tmp_path / 'model'}")
+    done = dreamd(*init)
+    assert (done.returncode, "`dreamd db adopt-journal`" in done.stderr) == (78, True)
+    assert dreamd("db", "adopt-journal", *at).stdout.startswith("1 claims that only")
+    assert dreamd(*init).returncode == 0
 
 
 def test_an_unexpected_exception_ends_with_70_and_is_called_a_bug(

@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 
 from daemon.checkpoints.files import publish_directory
 from daemon.checkpoints.layers import Difference, differences
-from daemon.checkpoints.manifest import FILE_NAME, IMAGE_PREFIX, read_manifest
+from daemon.checkpoints.manifest import FILE_NAME
 from daemon.checkpoints.store import TEMPORARY_PREFIX, WEIGHTS_FILE, DirectoryStore
 from daemon.checkpoints.usage import bytes_in
 from daemon.config import Config, Loaded
+from daemon.cycle.retain import due, remove
 from daemon.domain.errors import CheckpointError, DiskError, DreamdError, FencedError
 from daemon.domain.records import Checkpoint
-from daemon.domain.retention import LOSSY_MARKER, removals, retained
+from daemon.domain.retention import LOSSY_MARKER
 from daemon.domain.states import CheckpointState
 from daemon.ports import Mirror, Weights
 from daemon.service.state_dir import prepare_state_dir
@@ -63,7 +64,7 @@ class Removal:
 
     version: str
     becomes: str
-    """ "gone" or "lossy"."""
+    """ "gone" or "lossy"; or "as it was" and why it could not be removed."""
     num_bytes: int
     """Freed."""
 
@@ -166,11 +167,17 @@ def prune(loaded: Loaded, *, dry_run: bool) -> list[Removal]:
     """
     with _reading(loaded) if dry_run else _owned(loaded) as ledger:
         store = _store(loaded.config)
-        due = _due(loaded.config, ledger, store)
-        if not dry_run:
-            for removal in due:
-                _remove(ledger, store, removal)
-    return due
+        removed = []
+        for checkpoint, whole in due(ledger, loaded.config.retention):
+            removal = _removal(store, checkpoint, whole)
+            try:
+                if not dry_run:
+                    remove(ledger, store, checkpoint, whole)
+            except CheckpointError as error:
+                ledger.event("not_removed", level="warning", version=checkpoint.version, reason=str(error))
+                removal = Removal(checkpoint.version, f"as it was: {error}", 0)
+            removed.append(removal)
+    return removed
 
 
 def _write_folder(directory: Path, assets: Path, weights: Path | Weights) -> None:
@@ -211,33 +218,10 @@ def _verified(store: DirectoryStore, checkpoint: Checkpoint, chain: bool) -> Ver
     return Verified(version, True, checkpoint.exact, bytes_in(directory), links)
 
 
-def _due(config: Config, ledger: SqlLedger, store: DirectoryStore) -> list[Removal]:
-    """What the retention removes, oldest first."""
-    settings = config.retention
-    present = [c for c in ledger.checkpoints() if c.state is not CheckpointState.PRUNED]
-    keep = retained(present, ledger.lineage(), ledger.rollback_sides(settings.keep_rollbacks), settings)
-    return [
-        Removal(checkpoint.version, "gone", bytes_in(store.path(checkpoint.version)))
-        if whole
-        else Removal(checkpoint.version, "lossy", _exact_bytes(store, checkpoint.version))
-        for checkpoint, whole in removals(present, keep)
-    ]
-
-
-def _exact_bytes(store: DirectoryStore, version: str) -> int:
-    """Bytes that go when only the image stays."""
-    blobs = read_manifest(store.path(version)).blobs
-    return sum(blob.size for name, blob in blobs.items() if not name.startswith(IMAGE_PREFIX))
-
-
-def _remove(ledger: SqlLedger, store: DirectoryStore, removal: Removal) -> None:
-    """The row first: what is missing on disk is then known to be missing on purpose."""
-    if removal.becomes == "gone":
-        ledger.pruned(removal.version)
-        store.prune(removal.version)
-    else:
-        ledger.made_lossy(removal.version)
-        store.make_lossy(removal.version)
+def _removal(store: DirectoryStore, checkpoint: Checkpoint, whole: bool) -> Removal:
+    if whole:
+        return Removal(checkpoint.version, "gone", bytes_in(store.path(checkpoint.version)))
+    return Removal(checkpoint.version, "lossy", checkpoint.size_bytes - checkpoint.image_bytes)
 
 
 def _accept_lossy(ledger: SqlLedger, checkpoint: Checkpoint) -> None:

@@ -309,7 +309,13 @@ class CheckpointStore(Protocol):
         """Set a damaged checkpoint's directory aside; returns where it is now."""
 
     def make_lossy(self, version: str) -> None:
-        """Delete the exact files of a checkpoint; its image stays. Does nothing the second time."""
+        """Delete the exact files of a checkpoint whose row says that they are gone; its image stays.
+
+        Does nothing the second time.
+
+        Raises:
+            OSError: they could not all be deleted, or not marked as deleted.
+        """
 
     def prune(self, version: str) -> None:
         """Delete the files of a checkpoint that is no longer needed."""
@@ -322,10 +328,17 @@ class Mirror(Protocol):
     def url(self) -> str:
         """Without a password."""
 
-    def push(self, directory: Path) -> int:
-        """Copy a published checkpoint: files first, manifest last, all read back and compared; returns the bytes sent.
+    def push(self, directory: Path, *, exact: bool = True, seconds: float | None = None) -> int | None:
+        """Copy a published checkpoint: files first, manifest last, all read back and compared.
 
         What is there already and right is not sent again.
+
+        Args:
+            exact: with its exact state, if it has that here; else its image alone.
+            seconds: after so long no further file is begun, once one was sent: each call gets on.
+
+        Returns:
+            The bytes sent; None: the time was up, and the next call goes on.
 
         Raises:
             MirrorError: unreachable, or what was read back is not what was sent.

@@ -22,9 +22,13 @@ def fsync(path: Path) -> None:
 def write_durably(path: Path, text: str) -> None:
     """Write a small file that is complete or absent, whatever happens."""
     temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    fsync(temporary)
-    temporary.rename(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        fsync(temporary)
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync(path.parent)
 
 

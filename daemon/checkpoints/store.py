@@ -229,12 +229,12 @@ class DirectoryStore:
         manifest = self._manifest(version)
         if manifest.kind is CheckpointKind.FULL:
             raise DreamdError(f"{self.path(version)}: without its exact state nothing would be left of it")
-        marker = self.path(version) / LOSSY_MARKER
-        if not marker.exists():  # first, so that what is missing from now on is not taken for damage
-            write_durably(marker, "weights and optimizer as trained were deleted by retention; the image is kept\n")
+        marked = self._mark_lossy(version)  # first, so that what is missing from now on is not taken for damage
         for name in manifest.blobs:
             if not name.startswith(IMAGE_PREFIX):
                 (self.path(version) / name).unlink(missing_ok=True)
+        if marked is not None and (marked := self._mark_lossy(version)) is not None:
+            raise marked
 
     def prune(self, version: str) -> None:
         # Renamed first: a kill in the middle leaves a temporary directory, not half a checkpoint.
@@ -243,6 +243,16 @@ class DirectoryStore:
             self.path(version).rename(doomed)
             fsync(self._root)
         shutil.rmtree(doomed, ignore_errors=True)
+
+    def _mark_lossy(self, version: str) -> OSError | None:
+        """Write the marker; why not. A full disk must not keep what fills it: the row says that it is lossy, too."""
+        marker = self.path(version) / LOSSY_MARKER
+        try:
+            if not marker.exists():
+                write_durably(marker, "weights and optimizer as trained were deleted by retention; the image is kept\n")
+        except OSError as error:
+            return error
+        return None
 
     # --- images --------------------------------------------------------------------------------------------
 

@@ -64,6 +64,8 @@ class Stages:
     """Between two rehearsals of a restore; None: never."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by stage of the cycle at work."""
+    not_removed: set[str] = field(default_factory=set)
+    """Versions that retention could not remove, as told already."""
 
     @contextmanager
     def stage(self, cycle: Cycle | None, name: str) -> Iterator[ProgressCallback]:

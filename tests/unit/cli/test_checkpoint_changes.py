@@ -18,7 +18,7 @@ from harness import dream, flip_bit, make_run, outcomes, query
 from safetensors.torch import load_file
 from stored_run import FOUR, NAMES, contents, ledger_of, loaded_run, one_cycle, store_of, weights_of
 
-from daemon import app, checkpoint_tools
+from daemon import checkpoint_tools
 from daemon.checkpoints.mirror import FsspecMirror
 from daemon.cycle.retain import retain
 from daemon.domain.retention import LOSSY_MARKER
@@ -83,7 +83,7 @@ def test_prune_and_the_daemon_agree_on_what_goes(call: Call, state: Path, tmp_pa
     assert call("prune", *PRUNING).returncode == 0
     flags = PRUNING[1::2]
     with ledger_of(other) as ledger:
-        settings = app.retention(loaded_run(other, *flags).config)
+        settings = loaded_run(other, *flags).config.retention
         retain(SimpleNamespace(ledger=ledger, store=store_of(other), retention=settings))  # type: ignore[arg-type]
         rows = ledger.checkpoints()
     with ledger_of(state) as ledger:

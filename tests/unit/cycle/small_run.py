@@ -42,6 +42,13 @@ class Small:
             store=self.store, ledger=self.rows, observer=self.observer, mirror=mirror
         )
 
+    def step(self, times: int = 1) -> None:
+        """Promote so many more."""
+        for _ in range(times):
+            self.run.step()
+            promoted = replace(self.run.checkpoints[-1], state=CheckpointState.PROMOTED)
+            self.rows.rows[promoted.version] = promoted
+
     def __getitem__(self, number: int) -> Checkpoint:
         return self.rows.rows[f"cycle-{number:06d}" if number else "base"]
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -64,10 +66,17 @@ class FsspecMirror:
     def url(self) -> str:
         return self._remote.url
 
-    def push(self, directory: Path) -> int:
-        """Make the mirror hold what `directory` holds.
+    def push(self, directory: Path, *, exact: bool = True, seconds: float | None = None) -> int | None:
+        """Make the mirror hold what `directory` holds, or its image alone.
 
-        Of a checkpoint that became lossy here, the exact files go away there as well.
+        Where the image alone is wanted, exact files that are there go away.
+
+        Args:
+            exact: with the exact state, if it is here and this mirror is for that.
+            seconds: after so long no further file is begun, once one was sent: each call gets on.
+
+        Returns:
+            The bytes sent; None: the time was up, and the next call goes on.
 
         Raises:
             MirrorError: unreachable, not what was sent when read back, or another checkpoint of that name is there.
@@ -75,9 +84,11 @@ class FsspecMirror:
         """
         manifest = read_manifest(directory)
         # Of a full one the exact weights are the image.
-        exact = manifest.kind is CheckpointKind.FULL or (self._exact and not (directory / LOSSY_MARKER).exists())
+        has_exact = not (directory / LOSSY_MARKER).exists()
+        exact = manifest.kind is CheckpointKind.FULL or (self._exact and exact and has_exact)
+        until = math.inf if seconds is None else time.monotonic() + seconds
         return self._remote.run(
-            f"sending {manifest.version}", lambda link: _push(link, directory, manifest, exact=exact)
+            f"sending {manifest.version}", lambda link: _push(link, directory, manifest, until, exact=exact)
         )
 
     def fetch(self, version: str, root_hash: str, directory: Path) -> None:
@@ -105,7 +116,7 @@ class FsspecMirror:
         self._remote.run(f"deleting {version}", lambda link: _delete(link, version, root_hash))
 
 
-def _push(link: Link, directory: Path, manifest: Manifest, *, exact: bool) -> int:
+def _push(link: Link, directory: Path, manifest: Manifest, until: float, *, exact: bool) -> int | None:
     version = manifest.version
     link.make(version)
     present = link.files(version)
@@ -117,6 +128,8 @@ def _push(link: Link, directory: Path, manifest: Manifest, *, exact: bool) -> in
         link.write(version, LOSSY_MARKER, [_LOSSY_HERE])
     sent = 0
     for name, blob in _ordered(manifest, exact=exact):
+        if sent and time.monotonic() > until:
+            return None
         sent += _put(link, directory / name, version, blob, present.get(name))
     if exact and LOSSY_MARKER in present:
         link.remove(version, LOSSY_MARKER)

@@ -64,7 +64,7 @@ path = {model_path}   # a Hugging Face folder
 # keep_exact = 2                 # newest that keep weights and optimizer as trained; the others are lossy
 # keyframe_every = 20            # longest chain of deltas
 # mirror_url = "sftp://dreamd@backup.example/srv/dreamd"   # a second place; also file://, s3://; default: none
-# mirror_exact = true            # false: images alone, far less to send
+# mirror_exact = true            # of base, rollback targets and pins; false: images alone, far less to send
 # scrub_mib = 512                # MiB read again and compared with their hashes, per cycle; 0: never
 # rehearse_every_days = 7        # between two rehearsals of a restore; 0: never
 

@@ -358,7 +358,7 @@ class CheckpointsConfig(Section):
     mirror_url: str | None = None
     """A second place for every checkpoint: any URL that fsspec knows (file://, sftp://, s3://); unset: none."""
     mirror_exact: bool = True
-    """Mirror the exact state of those that keep it, too; it is many times larger than the images."""
+    """Mirror the exact state of base, rollback targets and pins, too; it is many times larger than the images."""
     scrub_mib: Annotated[int, Field(ge=0)] = 512
     """MiB of published files to read again and compare with their hashes, per cycle; 0: never."""
     rehearse_every_days: Annotated[float, Field(ge=0.0)] = 7.0

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from daemon.cycle.mending import mend
 from daemon.cycle.stages import Stages
 from daemon.domain.errors import CheckpointError, MirrorError
+from daemon.domain.lineage import ancestors_kept
 from daemon.domain.retention import retained
 from daemon.domain.states import CheckpointState
 from daemon.domain.upkeep import MirrorTask
@@ -18,7 +19,7 @@ FIRST_BACKOFF = timedelta(minutes=1)
 MAX_BACKOFF = timedelta(hours=6)
 TASKS_AT_ONCE = 8
 SECONDS_AT_ONCE = 60.0
-"""After so long no further checkpoint is sent before the next cycle."""
+"""After so long nothing further is sent before the next cycle; a file that is being sent is sent to its end."""
 _DAMAGED_HERE = "damaged here: "
 """Begins the error of a task that is no fault of the mirror."""
 
@@ -46,15 +47,18 @@ def send_due(stages: Stages, now: datetime) -> None:
         return
     # Those that failed come last: if it was about one of them, the others do not wait for it.
     due = sorted((task for task in tasks if not _waits(task, now)), key=lambda task: task.attempts)[:TASKS_AT_ONCE]
-    started, sent = time.monotonic(), set[str]()
+    until, sent = time.monotonic() + SECONDS_AT_ONCE, set[str]()
     for task in due:
         stages.observer.check_stop()
-        if time.monotonic() - started > SECONDS_AT_ONCE:
+        seconds = until - time.monotonic()
+        if seconds < 0:
             break
         try:
-            _send(stages, mirror, task, now)
+            whole = _send(stages, mirror, task, seconds, now)
         except MirrorError as error:
             return _failed(stages, mirror, task, failed, now, error)
+        if not whole:  # it stays queued, and is no failure
+            break
         sent.add(task.version)
     if failed and all(task.version in sent for task in failed):
         stages.tell("mirror_recovered", None, level="info", url=mirror.url, left=len(tasks) - len(sent))
@@ -69,18 +73,26 @@ def send_again(stages: Stages, version: str, reason: str, now: datetime) -> None
         stages.ledger.mirror_failed(version, reason, now)
 
 
-def _send(stages: Stages, mirror: Mirror, task: MirrorTask, now: datetime) -> None:
+def _send(stages: Stages, mirror: Mirror, task: MirrorTask, seconds: float, now: datetime) -> bool:
+    """Whether it is done with; False: the time was up."""
+    checkpoint = stages.ledger.checkpoint(task.version)
+    # Not of each newest one: it is many times the image, and sending it would set the pace of training.
+    exact = checkpoint.pinned or task.version in ancestors_kept(stages.ledger.lineage(), stages.baked_after)
     started = time.monotonic()
     try:
-        num_bytes = mirror.push(stages.store.path(task.version))
+        num_bytes = mirror.push(stages.store.path(task.version), exact=exact, seconds=seconds)
     except CheckpointError as error:  # not the mirror's fault, and no reason for others to wait
         next_try_at = now + backoff(task.attempts + 1)
         stages.ledger.mirror_failed(task.version, f"{_DAMAGED_HERE}{error}", next_try_at)
-        mend(stages, stages.ledger.checkpoint(task.version), str(error))
-        return
+        mend(stages, checkpoint, str(error))
+        return True
+    took = round(time.monotonic() - started, 3)
+    if num_bytes is None:
+        stages.observer.log("mirroring_goes_on", version=task.version, seconds=took)
+        return False
     stages.ledger.mirrored(task.version)
-    seconds = round(time.monotonic() - started, 3)
-    stages.observer.log("checkpoint_mirrored", version=task.version, num_bytes=num_bytes, seconds=seconds)
+    stages.observer.log("checkpoint_mirrored", version=task.version, num_bytes=num_bytes, seconds=took)
+    return True
 
 
 def _failed(

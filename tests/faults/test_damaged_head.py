@@ -21,7 +21,7 @@ def test_a_damaged_head_or_base_comes_back_at_the_start(new_run: NewRun, tmp_pat
     """Faults 10 and 11: one bit of the head's weights, or the base's files cut short: restored before anything is
     loaded, byte for byte, an event says so, and the cycle is promoted."""
     (tmp_path / "mirror").mkdir()
-    file = new_run(checkpoints={"mirror_url": f"file://{tmp_path / 'mirror'}"})
+    file = new_run(checkpoints={"mirror_url": f"file://{tmp_path / 'mirror'}"}, watchdog={"baked_after": 1})
     dream(file, 2)
     checkpoints = file.parent / "state" / "checkpoints"
     weights = checkpoints / version / "model.safetensors"
@@ -49,7 +49,7 @@ def test_a_damaged_head_that_the_mirror_lacks_ends_the_start(new_run: NewRun, tm
     """
     mirror = tmp_path / "mirror"
     mirror.mkdir()
-    file = new_run(checkpoints={"mirror_url": f"file://{mirror}"})
+    file = new_run(checkpoints={"mirror_url": f"file://{mirror}"}, watchdog={"baked_after": 1})
     dream(file, 1)
     shutil.move(mirror / "cycle-000001", tmp_path / "elsewhere")
     head = file.parent / "state" / "checkpoints" / "cycle-000001"

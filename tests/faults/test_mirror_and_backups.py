@@ -26,7 +26,7 @@ def test_an_unreachable_mirror_stops_nothing(new_run: NewRun, tmp_path: Path) ->
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and never listens
         away = f"sftp://somebody@127.0.0.1:{unused.getsockname()[1]}/mirror"
-        file = new_run(checkpoints={"mirror_url": away})
+        file = new_run(checkpoints={"mirror_url": away}, watchdog={"baked_after": 1})
         observer = RecordingObserver()
         dream(file, 2, observer=observer)
     assert outcomes(file) == ["promoted", "promoted"]

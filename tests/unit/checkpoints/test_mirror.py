@@ -60,6 +60,29 @@ def test_nothing_is_sent_twice(url: str, tmp_path: Path) -> None:
     assert mirror.push(directory) == 0
 
 
+def test_push_that_is_cut_gets_on(url: str, tmp_path: Path) -> None:
+    """However little time there is, each call sends one more file, and none twice; the manifest comes last."""
+    directory, _ = make_directory(tmp_path)
+    mirror = FsspecMirror(url)
+    names = []
+    while mirror.push(directory, seconds=-1.0) is None:
+        assert mirror.versions() == frozenset()
+        names.append(there(url).keys())
+    assert names == [{"image.delta"}, {"image.delta", "model.safetensors"}]
+    assert there(url) == contents(directory)
+
+
+def test_image_alone_takes_the_exact_state_away(url: str, tmp_path: Path) -> None:
+    """What was sent whole and is wanted as its image alone loses its exact files there, and gets them back."""
+    directory, _ = make_directory(tmp_path)
+    mirror = FsspecMirror(url)
+    mirror.push(directory)
+    mirror.push(directory, exact=False)
+    assert there(url).keys() == {"image.delta", "lossy", "manifest.json"}
+    mirror.push(directory)
+    assert there(url) == contents(directory)
+
+
 def test_incomplete_version_is_gone_on_with(url: str, tmp_path: Path) -> None:
     """A version without a manifest is not there; the next push sends what is missing, and clears what lay about."""
     directory, checkpoint = make_directory(tmp_path / "here")

@@ -158,14 +158,43 @@ def test_what_becomes_lossy_here_becomes_lossy_there(tmp_path: Path) -> None:
     assert contents(tmp_path / "mirror" / "cycle-000002").keys() == {"image.delta", "lossy", "manifest.json"}
 
 
+def test_exact_state_goes_only_where_a_rollback_or_a_pin_needs_it(tmp_path: Path) -> None:
+    """The base, the anchors and pinned ones are mirrored whole, the others as images, however new they are."""
+    world = World(tmp_path, num_cycles=5)
+    world.ledger.rows["cycle-000001"] = replace(world.ledger.rows["cycle-000001"], pinned=True)
+    push_all(world)
+    there = {directory.name: directory for directory in (tmp_path / "mirror").iterdir()}
+    # Anchors are two apart: 4, 2, and the base.
+    whole = {name for name, directory in there.items() if (directory / "optimizer.state").exists()}
+    assert whole == {"base", "cycle-000001", "cycle-000002", "cycle-000004"}
+    assert contents(there["cycle-000005"]).keys() == {"image.delta", "lossy", "manifest.json"}
+    assert there.keys() == world.mirror.versions() == world.ledger.rows.keys()
+
+
+def test_huge_checkpoint_is_sent_over_several_cycles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time is up a push goes on in the next cycle with what is missing: one file each, and no failure."""
+    world = World(tmp_path, num_cycles=4)
+    push = world.mirror.push
+    monkeypatch.setattr(
+        world.mirror, "push", lambda directory, exact, seconds: push(directory, exact=exact, seconds=-1)
+    )
+    there = tmp_path / "mirror" / "cycle-000004"
+    files = ["image.delta", "model.safetensors", "optimizer.state", "manifest.json"]
+    for num_there in (1, 2, 4):
+        maintain(world.stages, world.now)
+        assert {path.name for path in there.iterdir()} == {*files[:num_there]}
+    assert contents(there) == contents(world.store.path("cycle-000004"))
+    assert (world.ledger.tasks, world.ledger.events) == ({}, [])
+
+
 def test_damage_here_is_not_the_mirrors_fault(tmp_path: Path) -> None:
     """A file that rotted before it was mirrored is told as damage; the others are sent, and without a rest."""
-    world = World(tmp_path)
+    world = World(tmp_path, baked_after=1)
     flip(world.store.path("cycle-000001") / "optimizer.state")
     push_all(world)
     assert world.mirror.versions() == {"base", "cycle-000002", "cycle-000003"}
     (told,) = world.ledger.named("checkpoint_damaged")
-    assert (told["version"], told["role"]) == ("cycle-000001", "old checkpoint")
+    assert (told["version"], told["role"]) == ("cycle-000001", "anchor")
     assert world.ledger.named("mirror_unreachable") == []
     maintain(world.stages, world.later(minutes=2))  # it is lossy now, and its image is sound
     assert "cycle-000001" in world.mirror.versions()
@@ -189,7 +218,7 @@ def test_sound_checkpoints_are_recorded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["flip", "remove", "remove all"])
 def test_damaged_checkpoint_comes_back_from_the_mirror(tmp_path: Path, version: str, damage: str) -> None:
     """Base, anchor and head alike: after a scrub the bytes are the original's, and the damaged ones in quarantine."""
-    world = World(tmp_path)
+    world = World(tmp_path, baked_after=1)
     push_all(world)
     directory = world.store.path(version)
     original = contents(directory)
@@ -237,6 +266,8 @@ def test_damaged_exact_state_leaves_a_sound_image(tmp_path: Path) -> None:
 def test_lost_checkpoint_is_set_aside_and_said(tmp_path: Path) -> None:
     """Without a mirror, a damaged image is gone for good: quarantined, pruned in the database, told once."""
     world = World(tmp_path, mirror=False)
+    world.ledger.made_lossy("cycle-000001")
+    world.store.make_lossy("cycle-000001")
     flip(world.store.path("cycle-000001") / "image.delta")
     damaged = contents(world.store.path("cycle-000001"))
     for _ in range(3):
@@ -262,7 +293,7 @@ def test_what_must_stay_stays(tmp_path: Path, version: str) -> None:
 
 def test_nothing_is_given_up_while_the_mirror_is_out(tmp_path: Path) -> None:
     """A copy at a mirror that does not answer now is still a copy: nothing is pruned; a later scrub brings it back."""
-    world = World(tmp_path)
+    world = World(tmp_path, baked_after=1)
     push_all(world)
     original = contents(world.store.path("cycle-000001"))
     flip(world.store.path("cycle-000001") / "image.delta")
@@ -279,7 +310,7 @@ def test_nothing_is_given_up_while_the_mirror_is_out(tmp_path: Path) -> None:
 def test_nothing_is_given_up_for_a_mirror_that_lost_what_it_took(tmp_path: Path, what_is_there: str) -> None:
     """A mirror that has not got what it took is rather a disk that is not mounted: nothing is pruned, and once it is
     mounted again the next scrub brings the checkpoint back."""
-    world = World(tmp_path)
+    world = World(tmp_path, baked_after=1)
     push_all(world)
     original = contents(world.store.path("cycle-000001"))
     for name in ("image.delta", "model.safetensors"):
@@ -304,7 +335,7 @@ def test_mirror_with_images_alone(tmp_path: Path) -> None:
     """From a mirror of images an old checkpoint comes back lossy, and says so; the head does not: training stops."""
     world = World(tmp_path, mirror_exact=False)
     push_all(world)
-    flip(world.store.path("cycle-000001") / "image.delta")
+    flip(world.store.path("cycle-000001") / "model.safetensors")
     maintain(world.with_(**SCRUB), world.now)
     assert not world.ledger.rows["cycle-000001"].exact
     assert (world.store.path("cycle-000001") / "lossy").exists()
@@ -383,7 +414,7 @@ def test_parts_stand_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brok
     """A bug in one part is an event and a log line; the other two are done nevertheless."""
     world = World(tmp_path)
 
-    def bug(*_: object) -> None:
+    def bug(*_: object, **_options: object) -> None:
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr(world.mirror if broken == "push" else world.ledger, broken, bug)
@@ -414,7 +445,7 @@ def test_what_goes_up_goes_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
     """A stop within a push, and a database that is gone, are not swallowed."""
     world = World(tmp_path)
 
-    def push(_directory: Path) -> int:
+    def push(_directory: Path, **_options: object) -> int:
         raise stop
 
     monkeypatch.setattr(world.mirror, "push", push)
@@ -436,6 +467,6 @@ def test_time_limit_of_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     clock: Iterator[Any] = iter(range(0, 100_000, 25))
     monkeypatch.setattr(mirroring.time, "monotonic", lambda: next(clock))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(world.mirror, "push", lambda _directory: 1)
+        patched.setattr(world.mirror, "push", lambda _directory, **_options: 1)
         maintain(world.stages, world.now)
     assert len(world.ledger.there) == 1

@@ -152,12 +152,12 @@ class Mirror(FsspecMirror):
         self.refused: set[str] = set()
         self.num_pushes = 0
 
-    def push(self, directory: Path) -> int:
+    def push(self, directory: Path, *, exact: bool = True, seconds: float | None = None) -> int | None:
         self.num_pushes += 1
         self._reach()
         if directory.name in self.refused:
             raise MirrorError(f"{directory.name} is refused")
-        return super().push(directory)
+        return super().push(directory, exact=exact, seconds=seconds)
 
     def fetch(self, version: str, root_hash: str, directory: Path) -> None:
         self._reach()
@@ -177,9 +177,18 @@ class World:
 
     Args:
         mirror: whether there is one.
+        baked_after: 1 makes the newest four, and the base, anchors.
     """
 
-    def __init__(self, root: Path, num_cycles: int = 3, *, mirror: bool = True, mirror_exact: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        num_cycles: int = 3,
+        *,
+        mirror: bool = True,
+        mirror_exact: bool = True,
+        baked_after: int = 2,
+    ) -> None:
         self.store = Store(root / "checkpoints")
         made = [make_directory(root / "checkpoints", "base", CheckpointKind.FULL, 9_000, parent_version=None)[1]]
         for number in range(1, num_cycles + 1):
@@ -206,7 +215,7 @@ class World:
             run_seed=7,
             config={},
             retention=Retention(8, 50, 2, 30, 2),
-            baked_after=2,
+            baked_after=baked_after,
             warmup_cycles=0,
             reference_items=1,
             mirror=self.mirror if mirror else None,

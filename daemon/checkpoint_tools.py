@@ -13,7 +13,6 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from daemon.checkpoints.files import publish_directory
 from daemon.checkpoints.layers import Difference, differences
 from daemon.checkpoints.manifest import FILE_NAME
 from daemon.checkpoints.store import TEMPORARY_PREFIX, WEIGHTS_FILE, DirectoryStore
@@ -149,8 +148,7 @@ def fetch(loaded: Loaded, version: str, mirror: Mirror) -> dict[str, Any]:
             lossy = (arriving / LOSSY_MARKER).exists()
             if lossy and checkpoint.exact:
                 _accept_lossy(ledger, checkpoint)
-            aside = store.quarantine(version) if store.exists(version) else None
-            publish_directory(arriving, store.path(version))
+            aside = store.replace(version, arriving)
         except BaseException:
             shutil.rmtree(arriving, ignore_errors=True)
             raise

@@ -308,6 +308,22 @@ class CheckpointStore(Protocol):
     def quarantine(self, version: str) -> Path:
         """Set a damaged checkpoint's directory aside; returns where it is now."""
 
+    def replace(self, version: str, arriving: Path) -> Path | None:
+        """Put a complete and verified directory in the place of a checkpoint's own, which goes to quarantine.
+
+        Returns:
+            Where that one is now; None: there was none.
+
+        Raises:
+            OSError: it did not work; what was there is there again.
+        """
+
+    def take_image(self, version: str, arriving: Path) -> None:
+        """Take a checkpoint's image, and nothing else, from a complete and verified directory of it."""
+
+    def set_image_aside(self, version: str) -> None:
+        """Move a damaged image to quarantine: what is published next does without it."""
+
     def make_lossy(self, version: str) -> None:
         """Delete the exact files of a checkpoint whose row says that they are gone; its image stays.
 

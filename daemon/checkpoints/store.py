@@ -225,6 +225,29 @@ class DirectoryStore:
         aside.mkdir(exist_ok=True)
         return self.path(version).rename(aside / f"{version}-{time.time_ns()}")
 
+    def replace(self, version: str, arriving: Path) -> Path | None:
+        aside = self.quarantine(version) if self.exists(version) else None
+        try:
+            publish_directory(arriving, self.path(version))
+        except OSError:
+            if aside is not None and not self.exists(version):
+                aside.rename(self.path(version))
+            raise
+        return aside
+
+    def take_image(self, version: str, arriving: Path) -> None:
+        self.set_image_aside(version)
+        for file in arriving.glob(f"{IMAGE_PREFIX}*"):
+            fsync(file)
+            file.rename(self.path(version) / file.name)
+        fsync(self.path(version))
+
+    def set_image_aside(self, version: str) -> None:
+        aside = self._root / QUARANTINE
+        aside.mkdir(exist_ok=True)
+        for file in self.path(version).glob(f"{IMAGE_PREFIX}*"):
+            file.rename(aside / f"{version}-{file.name}-{time.time_ns()}")
+
     def make_lossy(self, version: str) -> None:
         manifest = self._manifest(version)
         if manifest.kind is CheckpointKind.FULL:
@@ -281,7 +304,14 @@ class DirectoryStore:
             return None
         # A full one other than the base may be pruned, and its image with it.
         rooted = chain[0].kind is CheckpointKind.KEYFRAME or chain[0].parent_version is None
-        return chain[-1] if rooted and chain[-1].root_hash == parent.root_hash else None
+        usable = rooted and chain[-1].root_hash == parent.root_hash and all(map(self._has_image, chain))
+        return chain[-1] if usable else None
+
+    def _has_image(self, link: Manifest) -> bool:
+        """Whether the file that a chain needs of it is there with its size; reading all of them would take long."""
+        names = [name for name in link.blobs if name.startswith(IMAGE_PREFIX)] or [WEIGHTS_FILE]
+        files = {name: self.path(link.version) / name for name in names}
+        return all(file.is_file() and file.stat().st_size == link.blobs[name].size for name, file in files.items())
 
     def _chain(self, version: str) -> list[Manifest]:
         links = [self._manifest(version)]

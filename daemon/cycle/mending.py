@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from daemon.domain.errors import CheckpointError, DatabaseError, DiskError, DreamdError, MirrorError
@@ -58,16 +56,22 @@ def mend(stages: Keeper, checkpoint: Checkpoint, damage: str) -> str:
         What became of it.
 
     Raises:
-        HeadDamagedError: it is the head, and could not be brought back.
+        HeadDamagedError: the head does not load without it, and it could not be brought back.
     """
     role, version = _role(stages, checkpoint), checkpoint.version
-    failure = _bring_back(stages, checkpoint)
+    exact_is_sound = checkpoint.exact and _loads(stages, checkpoint)
+    failure = _bring_back(stages, checkpoint, image_alone=exact_is_sound)
     if failure is None:
         stages.tell("checkpoint_restored", None, version=version, role=role, reason=damage)
         return "restored from the mirror"
-    if role == "head":
+    blocks = role == "head" and not _loads(stages, stages.ledger.head())
+    if blocks:
         became = "it stays where it is, and nothing more is trained"
         fix = f"`dreamd checkpoints restore --from-mirror {version}`, or `dreamd rollback --to` another checkpoint"
+    elif exact_is_sound:
+        stages.store.set_image_aside(version)  # what is made from it next must not build on it
+        became = "its image is lost; its exact state is sound, and kept as long as anything needs it"
+        fix = "see to the mirror" if stages.mirror else "none is needed; a mirror would have brought it back"
     elif not failure.for_good:
         became = "it stays where it is"
         fix = "it is tried again when it is read the next time; see to the mirror"
@@ -76,8 +80,10 @@ def mend(stages: Keeper, checkpoint: Checkpoint, damage: str) -> str:
         fix = f"copy its files from a backup to {stages.store.path(version)} if you need it"
     told = {"version": version, "role": role, "reason": damage, "not_restored": failure.reason}
     stages.tell("checkpoint_damaged", None, level="error", became=became, fix=fix, **told)
-    if role == "head":
-        raise HeadDamagedError(f"{damage}. It is the head, and was not brought back: {failure.reason}. Now: {fix}")
+    if blocks:
+        raise HeadDamagedError(
+            f"{damage}. The head needs it, and it was not brought back: {failure.reason}. Now: {fix}"
+        )
     return f"{became} ({failure.reason})"
 
 
@@ -114,6 +120,14 @@ def _damage(stages: Keeper, checkpoint: Checkpoint) -> str | None:
     return None
 
 
+def _loads(stages: Keeper, checkpoint: Checkpoint) -> bool:
+    try:
+        stages.store.open(checkpoint)
+    except (DreamdError, OSError):
+        return False
+    return True
+
+
 def _role(stages: Keeper, checkpoint: Checkpoint) -> str:
     """What is lost with it."""
     if checkpoint.version in {needed.version for needed in _needed(stages, stages.ledger.head())}:
@@ -127,8 +141,12 @@ def _role(stages: Keeper, checkpoint: Checkpoint) -> str:
     return "old checkpoint" if checkpoint.exact else "old image"
 
 
-def _bring_back(stages: Keeper, checkpoint: Checkpoint) -> _NotBack | None:
-    """Put the mirror's copy in its place, the damaged one in quarantine; None when that worked."""
+def _bring_back(stages: Keeper, checkpoint: Checkpoint, *, image_alone: bool) -> _NotBack | None:
+    """Put the mirror's copy in its place, the damaged one in quarantine; None when that worked.
+
+    Args:
+        image_alone: the exact state here is sound, and stays.
+    """
     if stages.mirror is None:
         return _NotBack("there is no mirror (checkpoints.mirror_url)", for_good=True)
     version = checkpoint.version
@@ -141,11 +159,12 @@ def _bring_back(stages: Keeper, checkpoint: Checkpoint) -> _NotBack | None:
             for_good = bool(there) and not _was_mirrored(stages, version)
             return _NotBack(f"{stages.mirror.url} does not have it", for_good=for_good)
         stages.mirror.fetch(version, checkpoint.root_hash, arriving)  # first: the damaged one may be all there is
+        if image_alone:
+            stages.store.take_image(version, arriving)
+            return None
         if checkpoint.exact and (arriving / LOSSY_MARKER).exists():
             stages.ledger.made_lossy(version)
-        if stages.store.exists(version):
-            stages.store.quarantine(version)
-        _rename(arriving, stages.store.path(version))
+        stages.store.replace(version, arriving)
     except DatabaseError:
         raise
     except (MirrorError, DiskError, OSError) as error:
@@ -188,12 +207,3 @@ def _has_sound_image(stages: Keeper, checkpoint: Checkpoint) -> bool:
     except (CheckpointError, OSError):
         return False
     return True
-
-
-def _rename(arriving: Path, final: Path) -> None:
-    arriving.rename(final)
-    descriptor = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

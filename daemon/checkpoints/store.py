@@ -11,6 +11,7 @@ first, says so.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterable
@@ -37,7 +38,7 @@ from daemon.domain.errors import CheckpointError, DiskError, DreamdError
 from daemon.domain.records import Checkpoint, StepReport
 from daemon.domain.retention import LOSSY_MARKER
 from daemon.domain.states import CheckpointKind
-from daemon.ports import Snapshot
+from daemon.ports import Changes, Snapshot
 
 TEMPORARY_PREFIX = ".tmp-"
 QUARANTINE = "quarantine"
@@ -150,12 +151,12 @@ class DirectoryStore:
             (temporary / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
             publish_directory(temporary, final)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._take_back(temporary, final)
             raise DiskError(
                 f"{final}: the checkpoint could not be written ({error}); free space and restart"
             ) from error
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._take_back(temporary, final)
             raise
         return manifest.checkpoint()
 
@@ -267,6 +268,12 @@ class DirectoryStore:
             fsync(self._root)
         shutil.rmtree(doomed, ignore_errors=True)
 
+    def _take_back(self, temporary: Path, final: Path) -> None:
+        """Leave nothing of a publication that failed, be it after the rename: what is told as lost must not be there."""
+        with contextlib.suppress(OSError):  # not there: it was not renamed yet
+            final.rename(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
+
     def _mark_lossy(self, version: str) -> OSError | None:
         """Write the marker; why not. A full disk must not keep what fills it: the row says that it is lossy, too."""
         marker = self.path(version) / LOSSY_MARKER
@@ -286,11 +293,14 @@ class DirectoryStore:
         digest = digest_of_weights(snapshot.weights)
         before = self._link(parent)
         length = 1 if before is None else before.chain_length + 1
-        if snapshot.changes is not None and before is not None and length <= self._keyframe_every:
+        num_weights = sum(tensor.numel() for tensor in snapshot.weights.values())
+        # More than half of the words changed: such a delta would be thrown away, and it takes much memory to write.
+        few = snapshot.changes is not None and 2 * sum(map(_num_changed, snapshot.changes.values())) <= num_weights
+        if few and snapshot.changes is not None and before is not None and length <= self._keyframe_every:
             delta = directory / DELTA_FILE
             write_delta(delta, snapshot.changes)
             size = before.chain_bytes + delta.stat().st_size
-            if size <= sum(tensor.numel() for tensor in snapshot.weights.values()):  # half of two bytes each
+            if size <= num_weights:  # half of two bytes each
                 return _Image(CheckpointKind.DELTA, digest, length, size)
             delta.unlink()
         write_keyframe(directory / KEYFRAME_FILE, snapshot.weights)
@@ -381,3 +391,7 @@ class DirectoryStore:
                 f"{file}: {file.stat().st_size} bytes that do not hash to the manifest's {blob.size} bytes; "
                 "it was truncated or altered: restore it from a backup or roll back to another checkpoint"
             )
+
+
+def _num_changed(change: Changes) -> int:
+    return len(change.positions)

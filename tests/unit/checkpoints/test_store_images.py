@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from stepped_run import Run, Stepped, assert_same
 
+from daemon.checkpoints import store
 from daemon.checkpoints.manifest import read_manifest
+from daemon.domain import failpoints
 from daemon.domain.errors import CheckpointError, DiskError, DreamdError
 from daemon.domain.records import Checkpoint
 from daemon.domain.states import CheckpointKind
@@ -148,3 +150,25 @@ def test_open_proves_that_it_would_load(tmp_path: Path) -> None:
     run.store.check(lossy)
     with pytest.raises(CheckpointError, match="another run"):
         run.store.open(replace(one, root_hash="0" * 64))
+
+
+def test_a_publication_that_fails_after_its_rename_is_taken_back(tmp_path: Path) -> None:
+    """The parent directory cannot be synced: the cycle is told as lost, so nothing of it may be found later."""
+    run = Run(tmp_path, 2)
+    failpoints.activate({"store.fsync": "EIO@6"})  # four files, their directory, its parent
+    try:
+        with pytest.raises(DiskError):
+            run.step()
+    finally:
+        failpoints.activate({})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "cycle-000001", "cycle-000002"]
+
+
+def test_a_large_step_writes_no_delta_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than half of the words changed: it is a keyframe at once, and no delta is ever made in memory."""
+    run = Run(tmp_path, 1)
+    run.share = 0.9
+    monkeypatch.setattr(store, "write_delta", None)  # calling it fails
+    run.step()
+    assert run.kinds() == ["full", "delta", "keyframe"]
+    assert_same(run.store.image(run.checkpoints[2]), run.weights[2])

@@ -18,9 +18,12 @@ from daemon.cycle.stages import Stages
 from daemon.domain.errors import CheckpointError, DatabaseError, DiskError, MirrorError, StopRequested
 from daemon.domain.lineage import baked
 from daemon.domain.records import Checkpoint
+from daemon.domain.retention import links
 from daemon.domain.states import CheckpointState
 from daemon.domain.upkeep import Rehearsal
 
+RETRY_AFTER = timedelta(days=1)
+"""After a rehearsal that failed."""
 SCRUBBED_AT_ONCE = 8
 """Checkpoints, at most: each is a row, and images are so small that the bytes alone would allow hundreds."""
 
@@ -68,30 +71,60 @@ def _scrub(stages: Stages, _now: datetime) -> None:
 
 
 def _rehearse(stages: Stages, now: datetime) -> None:
-    """Restore the anchor that a rollback would go to, and the image with the longest chain, both without using them."""
-    last = stages.ledger.last_rehearsal_at()
-    if stages.rehearse_every is None:
-        return
-    if last is not None and timedelta() <= now - last < stages.rehearse_every:  # below 0: the clock was set back
+    """Restore the anchor that a rollback would go to, and the image with the longest chain, both without using them.
+
+    Recorded when both were tried, those that failed last: one that a stop broke off did not happen, and a failed one
+    is tried again after a day.
+    """
+    if not _rehearsal_is_due(stages, now):
         return
     images = [c for c in stages.ledger.checkpoints() if not c.exact and c.state is not CheckpointState.PRUNED]
     images.sort(key=lambda checkpoint: (checkpoint.chain_length, checkpoint.cycle_number or 0))
+    done, head_error = [], None
     for checkpoint in (baked(stages.ledger.lineage(), stages.baked_after), *images[-1:]):
         stages.observer.check_stop()
         rehearsal = _practise(stages, checkpoint, now)
+        if not rehearsal.passed:
+            try:
+                _mend_what_it_needs(stages, checkpoint)
+            except HeadDamagedError as error:
+                head_error = error
+        done.append(rehearsal)
+    for rehearsal in sorted(done, key=lambda rehearsal: not rehearsal.passed):
         stages.ledger.record_rehearsal(rehearsal)
         name, level = ("rehearsal_passed", "info") if rehearsal.passed else ("rehearsal_failed", "error")
         told = {"version": rehearsal.version, "seconds": rehearsal.seconds, "detail": rehearsal.detail}
         stages.tell(name, None, level=level, **told)
+    if head_error is not None:
+        raise head_error
+
+
+def _rehearsal_is_due(stages: Stages, now: datetime) -> bool:
+    every, last = stages.rehearse_every, stages.ledger.last_rehearsal_at()
+    if every is None or last is None:
+        return every is not None
+    if last != stages.ledger.last_rehearsal_at(passed=True):
+        every = min(every, RETRY_AFTER)
+    return not timedelta() <= now - last < every  # below 0: the clock was set back
+
+
+def _mend_what_it_needs(stages: Stages, checkpoint: Checkpoint) -> None:
+    """Mend what is damaged here, of the checkpoint or of its chain; nothing when it was the mirror's."""
+    by_version = {found.version: found for found in stages.ledger.checkpoints()}
+    for version in tuple(links(checkpoint.version, by_version))[::-1]:
+        if by_version[version].state is CheckpointState.PRUNED:
+            continue
+        try:
+            stages.store.check(by_version[version])
+        except (CheckpointError, OSError) as error:
+            mend(stages, by_version[version], str(error))
 
 
 def _practise(stages: Stages, checkpoint: Checkpoint, now: datetime) -> Rehearsal:
     """Everything that a restore reads, here and at the mirror; the live policy is not touched."""
     started = time.monotonic()
     try:
-        found = stages.store.verify(checkpoint.version)
-        if found.root_hash != checkpoint.root_hash:
-            raise CheckpointError(f"{checkpoint.version}: it is not the checkpoint that was recorded")
+        stages.store.check(checkpoint)
         stages.store.image(checkpoint)
         passed, detail = True, f"files and image are sound; {_practise_fetch(stages, checkpoint, now)}"
     except (CheckpointError, MirrorError, DiskError, OSError) as error:

@@ -315,8 +315,8 @@ class SqlLedger:
     def record_rehearsal(self, rehearsal: Rehearsal) -> None:
         self._run.write(upkeep.record_rehearsal, rehearsal)
 
-    def last_rehearsal_at(self) -> datetime | None:
-        return self._run.read(upkeep.last_rehearsal_at)
+    def last_rehearsal_at(self, *, passed: bool = False) -> datetime | None:
+        return self._run.read(upkeep.last_rehearsal_at, passed)
 
     def _note_claims(self, cycle: Cycle) -> None:
         """Into the journal, once they are committed; a crash in between is made up for by `acquire`."""

@@ -195,9 +195,11 @@ def record_rehearsal(writes: Writes, rehearsal: Rehearsal) -> None:
     writes.insert(rehearsals, values | {"detail": rehearsal.detail, "at": rows.now()})
 
 
-def last_rehearsal_at(connection: Connection, run_id: int) -> datetime | None:
-    """When the newest rehearsal ended, passed or not; None: there was none."""
+def last_rehearsal_at(connection: Connection, run_id: int, passed: bool) -> datetime | None:
+    """When the newest rehearsal ended, passed or not, or the newest that passed; None: there was none."""
     newest = sa.select(rehearsals.c.at).where(rehearsals.c.run_id == run_id).order_by(rehearsals.c.id.desc())
+    if passed:
+        newest = newest.where(rehearsals.c.passed)
     return connection.scalar(newest.limit(1))
 
 

@@ -192,8 +192,8 @@ def test_what_was_not_scrubbed_for_longest_comes_first(ledger: SqlLedger, engine
 
 
 def test_the_last_rehearsal(ledger: SqlLedger, engine: Engine) -> None:
-    """None before the first; then when the newest ended, passed or not."""
-    assert ledger.last_rehearsal_at() is None
+    """None before the first; then when the newest ended, passed or not, and when the newest that passed did."""
+    assert ledger.last_rehearsal_at() is ledger.last_rehearsal_at(passed=True) is None
     started = datetime.now(UTC)
     ledger.record_rehearsal(Rehearsal("base", True, 1.5))
     ledger.record_rehearsal(Rehearsal("base", False, 2.5, "image differs"))
@@ -202,6 +202,7 @@ def test_the_last_rehearsal(ledger: SqlLedger, engine: Engine) -> None:
         rows = connection.execute(sa.select(tables.rehearsals).order_by(tables.rehearsals.c.id)).all()
     assert [(row.passed, row.seconds, row.detail) for row in rows] == [(True, 1.5, None), (False, 2.5, "image differs")]
     assert last == rows[1].at >= rows[0].at >= started
+    assert ledger.last_rehearsal_at(passed=True) == rows[0].at
 
 
 def test_a_replayed_verdict_sees_what_was_exact_then(ledger: SqlLedger, engine: Engine) -> None:

@@ -19,6 +19,7 @@ from daemon.cycle.mending import HeadDamagedError
 from daemon.cycle.mirroring import queue_all
 from daemon.cycle.upkeep import maintain
 from daemon.domain.errors import DatabaseError, StopRequested
+from daemon.domain.records import Checkpoint
 from daemon.domain.retention import Retention
 from daemon.domain.states import CheckpointKind, CheckpointState
 
@@ -369,10 +370,63 @@ def test_rehearsal_reads_anchor_and_longest_chain(tmp_path: Path) -> None:
 def test_rehearsal_is_weekly(tmp_path: Path) -> None:
     """Not before its time, then when it is time, and when the clock was set back behind the last one."""
     world = World(tmp_path, mirror=False)
-    world.ledger.rehearsed_at = START
+    world.ledger.rehearsed_at = world.ledger.passed_at = START
     for moment, num_rehearsals in ((timedelta(days=6.9), 0), (timedelta(days=7), 1), (timedelta(days=-1), 2)):
         maintain(world.with_(**WEEKLY), START + moment)
         assert len(world.ledger.rehearsals) == num_rehearsals
+
+
+@pytest.mark.parametrize("days_since_one_passed", [None, 3])
+def test_failed_rehearsal_is_tried_again_after_a_day(tmp_path: Path, days_since_one_passed: int | None) -> None:
+    """One that failed does not count for a week, whether or not one passed before."""
+    world = World(tmp_path, mirror=False)
+    world.ledger.rehearsed_at = START
+    if days_since_one_passed is not None:
+        world.ledger.passed_at = START - timedelta(days=days_since_one_passed)
+    for moment, num_rehearsals in ((timedelta(days=0.9), 0), (timedelta(days=1), 1)):
+        maintain(world.with_(**WEEKLY), START + moment)
+        assert len(world.ledger.rehearsals) == num_rehearsals
+
+
+def test_rehearsal_that_a_stop_broke_off_did_not_happen(tmp_path: Path) -> None:
+    """A stop between its two checkpoints leaves no row that would count for a week."""
+    world = World(tmp_path, num_cycles=4, mirror=False)
+    world.ledger.made_lossy("cycle-000003")
+    make_it_lossy(world.store.path("cycle-000003"))
+    world.observer.pieces_left = 4  # before each of three parts, and before the first checkpoint
+    with pytest.raises(StopRequested):
+        maintain(world.with_(**WEEKLY), world.now)
+    assert world.ledger.rehearsals == []
+    world.observer.pieces_left = None
+    maintain(world.with_(**WEEKLY), world.now)
+    assert [rehearsal.version for rehearsal in world.ledger.rehearsals] == ["cycle-000002", "cycle-000003"]
+
+
+@pytest.mark.parametrize("damaged", ["cycle-000002", "cycle-000003", "cycle-000001"])
+def test_damage_that_a_rehearsal_finds_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str) -> None:
+    """The anchor, the image with the longest chain, or a link of that chain is damaged here: it comes back from the
+    mirror at once, and the rehearsal failed nevertheless, and is the newest row."""
+    world = World(tmp_path, num_cycles=4)
+    for number in (1, 3):
+        world.ledger.made_lossy(f"cycle-{number:06d}")
+        make_it_lossy(world.store.path(f"cycle-{number:06d}"))
+    push_all(world)
+    original = contents(world.store.path(damaged))
+    flip(world.store.path(damaged) / "image.delta")
+    image = world.store.image
+
+    def with_its_chain(checkpoint: Checkpoint) -> Any:
+        for row in world.ledger.rows.values():
+            if row.cycle_number is None or row.cycle_number <= (checkpoint.cycle_number or 0):
+                image(row)
+
+    monkeypatch.setattr(world.store, "image", with_its_chain)
+    maintain(world.with_(**WEEKLY), world.now)
+    (told,) = world.ledger.named("checkpoint_restored")
+    assert told["version"] == damaged
+    assert {name for name in contents(world.store.path(damaged)) if name != "lossy"} == original.keys() - {"lossy"}
+    assert not world.ledger.rehearsals[-1].passed
+    world.store.check(world.ledger.rows[damaged])
 
 
 @pytest.mark.parametrize("place", ["here", "mirror"])

@@ -49,6 +49,7 @@ class Ledger:
         self.scrubs: list[ScrubResult] = []
         self.rehearsals: list[Rehearsal] = []
         self.rehearsed_at: datetime | None = None
+        self.passed_at: datetime | None = None
         self.events: list[tuple[str, str, Mapping[str, Any]]] = []
 
     def head(self) -> Checkpoint:
@@ -91,8 +92,8 @@ class Ledger:
     def record_rehearsal(self, rehearsal: Rehearsal) -> None:
         self.rehearsals.append(rehearsal)
 
-    def last_rehearsal_at(self) -> datetime | None:
-        return self.rehearsed_at
+    def last_rehearsal_at(self, *, passed: bool = False) -> datetime | None:
+        return self.passed_at if passed else self.rehearsed_at
 
     def made_lossy(self, version: str) -> None:
         self._require_no_need(version)

@@ -19,8 +19,8 @@ from daemon.domain.errors import ConfigError, PermissionDeniedError
 ENV_PREFIX = "DREAMD_"
 CONFIG_VARIABLE = "DREAMD_CONFIG"
 JUDGE_KEY_VARIABLE = "DREAMD_JUDGE_KEY"
-_NO_SETTINGS = {CONFIG_VARIABLE, JUDGE_KEY_VARIABLE, failpoints.VARIABLE, failpoints.TESTING_VARIABLE}
 """Key of the endpoint at preferences.judge_url: a secret, so it is no setting and is recorded nowhere."""
+_NO_SETTINGS = {CONFIG_VARIABLE, JUDGE_KEY_VARIABLE, failpoints.VARIABLE, failpoints.TESTING_VARIABLE}
 DEFAULT_FILE = Path("dreamd.toml")
 
 

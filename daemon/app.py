@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,7 +31,7 @@ from daemon.cycle.run import run_cycle
 from daemon.cycle.stages import Stages
 from daemon.cycle.upkeep import maintain
 from daemon.domain import failpoints
-from daemon.domain.errors import CheckpointError, ConfigError, UsageError
+from daemon.domain.errors import CheckpointError, ConfigError, StopRequested, UsageError
 from daemon.domain.novelty import conversation_text
 from daemon.domain.records import Checkpoint
 from daemon.domain.states import CheckpointState, Outcome
@@ -159,7 +159,8 @@ def serve(
             if pause is not None:
                 return pause
             outcome = run_cycle(stages[0])
-            maintain(stages[0])
+            with suppress(StopRequested):  # the cycle is finished and counts; a stop is seen before the next
+                maintain(stages[0])
             return outcome
 
         service = Service(

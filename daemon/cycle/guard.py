@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from daemon.cycle.measuring import evaluate_head, make_live, measure_anchors
+from daemon.cycle.retain import retain
 from daemon.cycle.stages import Stages
 from daemon.domain.errors import BreakerOpenError, DiskError, DreamdError
 from daemon.domain.states import BreakerState
@@ -60,8 +61,13 @@ def before_cycle(stages: Stages, now: datetime) -> Pause | None:
 
 
 def _no_room(stages: Stages) -> Pause | None:
+    head = stages.ledger.head()
     try:
-        stages.store.check_room(stages.ledger.head())
+        stages.store.check_room(head)
+    except DiskError:
+        retain(stages)  # settings may be others now; or it could not be done when it was due
+    try:
+        stages.store.check_room(head)
     except DiskError as error:  # no row: the database may be on the same disk
         stages.observer.log("no_room", level="error", reason=str(error))
         return Pause(MAX_PAUSE_S, str(error), DiskError)

@@ -215,9 +215,7 @@ def decide(stages: Stages, cycle: Cycle, candidate: Checkpoint) -> Outcome:
         verdict = _judge(stages, cycle, candidate)
     if isinstance(verdict, Suspicion):
         raise DreamdError(f"cycle {cycle.number}: suspected again after a fresh sample: {verdict.reason}")
-    if verdict.regressed:
-        return roll_back(stages, cycle, verdict)
-    outcome = ledger.promote(cycle, verdict)
+    outcome = roll_back(stages, cycle, verdict) if verdict.regressed else ledger.promote(cycle, verdict)
     retain(stages)
     return outcome
 

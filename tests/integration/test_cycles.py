@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from daemon.domain.errors import (
     StaleEngineError,
     UsageError,
 )
-from daemon.domain.states import CycleState
+from daemon.domain.states import CycleState, Decision, RollbackTarget
+from daemon.domain.verdicts import Evidence, History, Verdict
 from daemon.preferences.pairing import JudgedPreferences
 from daemon.storage.database import open_database
 from daemon.storage.lock import RunLock
@@ -292,6 +294,42 @@ def test_retention_keeps_what_a_rollback_needs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="pruned"):
         app.roll_back(load(file), RecordingObserver(), to_cycle=1)
     check_invariants(file)
+
+
+def test_a_rejected_candidate_loses_its_exact_state(tmp_path: Path) -> None:
+    """Retention runs after a rollback as well: of three rejected ones only the newest two are still whole."""
+
+    class Refusing:
+        """Mirrors the `Judge` port: no candidate is good enough."""
+
+        suspects = staticmethod(lambda history: False)
+        gate = staticmethod(lambda history, evidence: None)
+
+        def judge(self, history: History, evidence: Evidence) -> Verdict:
+            parent = history.parent_anchor.version
+            return Verdict(Decision.ROLL_BACK, "refused", RollbackTarget.PARENT, {}, parent)
+
+    file = make_run(tmp_path, "", breaker={"max_in_a_row": 9, "max_in_window": 9})
+    dream(file, 1)
+    dream(file, 3, prepare=lambda stages: replace(stages, judge=Refusing()))
+    assert outcomes(file) == ["promoted", "rolled_back", "rolled_back", "rolled_back"]
+    exact = query(file, "select version, exact from checkpoints where state = 'rejected' order by version")
+    assert [(version[-1], bool(value)) for version, value in exact] == [("2", False), ("3", True), ("4", True)]
+    weights = load(file).config.run.checkpoints_dir.glob("cycle-*/model.safetensors")
+    assert sorted(file.parent.name[-1] for file in weights) == ["1", "3", "4"]
+    check_invariants(file)
+
+
+def test_a_cycle_counts_though_the_stop_comes_in_its_upkeep(sqlite_run: Path) -> None:
+    """A stop after the verdict cuts off what is done for the checkpoints, not the count of finished cycles."""
+
+    class StopsAfterwards(RecordingObserver):
+        def log(self, event: str, **fields: Any) -> None:
+            super().log(event, **fields)
+            self.stopping = self.stopping or event == "cycle_finished"
+
+    assert dream(sqlite_run, 3, observer=StopsAfterwards()) == 1
+    assert outcomes(sqlite_run)[0] == "promoted"
 
 
 def test_export_is_an_ordinary_folder(sqlite_run: Path, tmp_path: Path) -> None:

@@ -266,8 +266,8 @@ PLANTED: dict[str, tuple[Callable[[Copy], object], str]] = {
         "I2: an event upkeep_failed",
     ),
     "one bit of the mirror's head is flipped": (
-        lambda copy: flip_bit(copy.directory / "mirror" / f"cycle-{HEAD:06d}" / "image.delta"),
-        "I2: the mirror's cycle-000005: image.delta: its BLAKE3",
+        lambda copy: flip_bit(next((copy.directory / "mirror" / f"cycle-{HEAD:06d}").glob("image.*"))),
+        "I2: the mirror's cycle-000005: image.",
     ),
     "the mirror lost a checkpoint": (
         lambda copy: shutil.rmtree(copy.directory / "mirror" / "base"),

@@ -29,7 +29,7 @@ from daemon.cycle.restore import restore
 from daemon.cycle.restore import verify as verify_rollback
 from daemon.cycle.run import run_cycle
 from daemon.cycle.stages import Stages
-from daemon.cycle.upkeep import maintain
+from daemon.cycle.upkeep import PausedUpkeep, maintain
 from daemon.domain import failpoints
 from daemon.domain.errors import CheckpointError, ConfigError, StopRequested, UsageError
 from daemon.domain.novelty import conversation_text
@@ -142,6 +142,7 @@ def serve(
     with _owned(loaded, damaged_head=mirror is not None) as (ledger, run, source):
         notifier.ready()
         stages: list[Stages] = []
+        paused = PausedUpkeep()
 
         def setup() -> None:
             if mirror is not None:  # it may have what does not verify here
@@ -157,6 +158,8 @@ def serve(
         def one_cycle() -> Outcome | Pause:
             pause = before_cycle(stages[0], datetime.now(UTC))
             if pause is not None:
+                if cycles is None:  # else it is an error, and ends this
+                    paused.run(stages[0], pause)
                 return pause
             outcome = run_cycle(stages[0])
             with suppress(StopRequested):  # the cycle is finished and counts; a stop is seen before the next

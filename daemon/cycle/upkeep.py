@@ -6,12 +6,14 @@ one exception is a head that is damaged and cannot be brought back.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+from daemon.cycle.guard import Pause
 from daemon.cycle.mending import HeadDamagedError, mend
 from daemon.cycle.mirroring import send_again, send_due
 from daemon.cycle.stages import Stages
@@ -24,6 +26,8 @@ from daemon.domain.upkeep import Rehearsal
 
 RETRY_AFTER = timedelta(days=1)
 """After a rehearsal that failed."""
+PAUSED_EVERY_S = 600.0
+"""Between two upkeeps while no cycle runs."""
 SCRUBBED_AT_ONCE = 8
 """Checkpoints, at most: each is a row, and images are so small that the bytes alone would allow hundreds."""
 
@@ -40,6 +44,21 @@ def maintain(stages: Stages, now: datetime | None = None) -> None:
     for part in (send_due, _scrub, _rehearse):
         stages.observer.check_stop()
         _alone(stages, part, moment)
+
+
+@dataclass
+class PausedUpkeep:
+    """Upkeep while the breaker is open, which may be for days; pauses are short, so not in each of them."""
+
+    _last: float = -math.inf
+
+    def run(self, stages: Stages, pause: Pause) -> None:
+        """`maintain`, if it was not done for a while; raises what that raises."""
+        if pause.error is DiskError:  # no row may be written: the database may be on the same disk
+            return
+        if time.monotonic() - self._last >= PAUSED_EVERY_S:
+            maintain(stages)
+            self._last = time.monotonic()
 
 
 def _alone(stages: Stages, part: Callable[[Stages, datetime], None], now: datetime) -> None:

@@ -14,11 +14,12 @@ import pytest
 from checkpoint_files import contents, flip, make_it_lossy
 from upkeep_fakes import START, World
 
-from daemon.cycle import mirroring
+from daemon.cycle import mirroring, upkeep
+from daemon.cycle.guard import Pause
 from daemon.cycle.mending import HeadDamagedError
 from daemon.cycle.mirroring import queue_all
-from daemon.cycle.upkeep import maintain
-from daemon.domain.errors import DatabaseError, StopRequested
+from daemon.cycle.upkeep import PausedUpkeep, maintain
+from daemon.domain.errors import DatabaseError, DiskError, StopRequested
 from daemon.domain.records import Checkpoint
 from daemon.domain.retention import Retention
 from daemon.domain.states import CheckpointKind, CheckpointState
@@ -512,6 +513,21 @@ def test_without_settings_nothing_is_done(tmp_path: Path) -> None:
     world = World(tmp_path, mirror=False)
     maintain(world.stages)
     assert (world.ledger.events, world.ledger.scrubs, world.ledger.rehearsals) == ([], [], [])
+
+
+def test_a_pause_serves_the_mirror_and_the_scrub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the breaker is open upkeep is done every ten minutes, not at each look; with no room it is not done."""
+    world = World(tmp_path)
+    paused, stages = PausedUpkeep(), world.with_(scrub_bytes=1)
+    clock = [1000.0]
+    monkeypatch.setattr(upkeep.time, "monotonic", lambda: clock[0])
+    paused.run(stages, Pause(30.0, "the disk is full", DiskError))
+    assert (world.ledger.there, world.ledger.scrubs) == (set(), [])
+    for _ in range(41):  # 20 minutes
+        paused.run(stages, Pause(30.0, "the circuit breaker is open"))
+        clock[0] += 30.0
+    assert world.ledger.there == {"cycle-000003"}
+    assert len(world.ledger.scrubs) == 3
 
 
 def test_time_limit_of_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from daemon.cycle.stages import Stages
 from daemon.domain.errors import CheckpointError, DatabaseError, DiskError, MirrorError, StopRequested
 from daemon.domain.lineage import baked
 from daemon.domain.records import Checkpoint
-from daemon.domain.retention import links
+from daemon.domain.retention import LOSSY_MARKER, links
 from daemon.domain.states import CheckpointState
 from daemon.domain.upkeep import Rehearsal
 
@@ -174,9 +174,10 @@ def _practise_fetch(stages: Stages, checkpoint: Checkpoint, now: datetime) -> st
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         mirror.fetch(version, checkpoint.root_hash, scratch)
+        image_alone = checkpoint.exact and (scratch / LOSSY_MARKER).exists()
     except MirrorError as error:
         send_again(stages, version, str(error), now)
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return "the mirror's copy came back right"
+    return "the mirror's copy came back right" + (", its image alone" if image_alone else "")

@@ -368,6 +368,15 @@ def test_rehearsal_reads_anchor_and_longest_chain(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_rehearsal_says_when_the_mirror_has_the_image_alone(tmp_path: Path) -> None:
+    """An anchor that would come back lossy is not said to be there whole."""
+    world = World(tmp_path, num_cycles=4, mirror_exact=False)
+    push_all(world)
+    maintain(world.with_(**WEEKLY), world.now)
+    (rehearsal,) = world.ledger.rehearsals
+    assert str(rehearsal.detail).endswith("came back right, its image alone")
+
+
 def test_rehearsal_is_weekly(tmp_path: Path) -> None:
     """Not before its time, then when it is time, and when the clock was set back behind the last one."""
     world = World(tmp_path, mirror=False)

@@ -240,7 +240,8 @@ def test_a_damaged_target_is_passed_over(tmp_path: Path) -> None:
     file = _deep_run(tmp_path)
     flip_bit(tmp_path / "state/checkpoints/cycle-000006/model.safetensors")
     with contextlib.suppress(BreakerOpenError):
-        dream(file, 3, prepare=forge(_worse_from("cycle-000009", confirmed=True)))
+        # No scrub, which would find it before the verdict does.
+        dream(file, 3, "checkpoints.scrub_mib=0", prepare=forge(_worse_from("cycle-000009", confirmed=True)))
     ((wanted, reason, went),) = query(
         file,
         "select v.target, v.reason, r.to_version from verdicts v join rollbacks r on r.cycle = v.cycle "

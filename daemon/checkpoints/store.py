@@ -269,7 +269,7 @@ class DirectoryStore:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def _take_back(self, temporary: Path, final: Path) -> None:
-        """Leave nothing of a publication that failed, be it after the rename: what is told as lost must not be there."""
+        """Leave nothing of a publication that failed, after its rename too: what is told as lost must not be there."""
         with contextlib.suppress(OSError):  # not there: it was not renamed yet
             final.rename(temporary)
         shutil.rmtree(temporary, ignore_errors=True)

@@ -25,6 +25,10 @@ from daemon.service.stop import StopFlag
 log = structlog.get_logger("daemon.service")
 
 
+MAX_DEAF_S = 1.0
+"""Longest time that a signal may go unnoticed."""
+
+
 class Pause(Protocol):
     """No cycle may run now; `cycle.guard.Pause`."""
 
@@ -115,7 +119,8 @@ class Service:
         """Wait for one, and say meanwhile that all is well, as long as nothing is due: work says so itself."""
         while True:
             try:
-                return self._wake.get(timeout=self._notifier.alive_every_s)
+                # Never without end: a signal that comes right before the wait is only handled after it.
+                return self._wake.get(timeout=min(MAX_DEAF_S, self._notifier.alive_every_s or MAX_DEAF_S))
             except Empty:
                 if self._clock() < self._due:
                     self._notifier.alive()

@@ -158,7 +158,7 @@ def _copy(options: argparse.Namespace, name: str) -> int:
 
 
 def _link_or_copy(source: str, target: str) -> str:
-    if "checkpoints" in Path(source).parts:
+    if Path(source).parent.parent.name == "checkpoints":  # not what lies beside them and grows
         try:
             os.link(source, target)
             return target

@@ -232,7 +232,7 @@ def _same(checkpoint: Checkpoint, digests: PolicyDigests) -> None:
 
 
 NOT_COMPARED: dict[str, dict[str, str]] = {
-    "runs": {"epoch": "counts the processes that owned the run"},
+    "runs": {"epoch": "counts the processes that owned the run", "last_write": "a random mark"},
     "cycles": {"epoch": "the process that opened the cycle", "seconds": "times"},
     "checkpoints": {"root_hash": "hashes the step's seconds too; `RunImage.manifests` has all else that it hashes"},
     "steps": {"seconds": "times", "peak_memory_bytes": "what else the process holds"},

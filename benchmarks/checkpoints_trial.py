@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 
 from benchmarks.checkpoints_report import RestoreFigures, Saved, StepFigures
 from benchmarks.pairs import Pair, Shape, build_pairs
-from daemon.checkpoints.image import digest_of_weights
+from daemon.checkpoints.image import image_digest
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config.sections import TrainingConfig
 from daemon.domain.hashing import batch_hash, digest
@@ -94,7 +94,7 @@ class Trial:
         for length in sorted({*lengths, max(by_length)} & by_length.keys()):
             checkpoint = replace(by_length[length], exact=False)
             found.append(self._restore(f"image, chain length {length}", checkpoint, self._chain_bytes(checkpoint)))
-            if digest_of_weights(self._policy.weights()) != checkpoint.image_digest:
+            if image_digest(self._policy.weights()) != checkpoint.image_digest:
                 raise AssertionError(f"{checkpoint.version}: the restored weights are not its image")
         return found
 

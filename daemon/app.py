@@ -33,7 +33,7 @@ from daemon.cycle.upkeep import PausedUpkeep, maintain
 from daemon.domain import failpoints
 from daemon.domain.errors import CheckpointError, ConfigError, StopRequested, UsageError
 from daemon.domain.novelty import conversation_text
-from daemon.domain.records import Checkpoint
+from daemon.domain.records import Checkpoint, WrittenState
 from daemon.domain.states import CheckpointState, Outcome
 from daemon.ports import Engine, Mirror, Observer, Snapshot, Weights
 from daemon.preferences import (
@@ -241,7 +241,7 @@ class _WithAssets:
     def changes(self) -> None:
         return None
 
-    def write(self, directory: Path) -> Mapping[str, Any]:
+    def write(self, directory: Path) -> WrittenState:
         copy_assets(self.model_dir, directory)
         return self.snapshot.write(directory)
 

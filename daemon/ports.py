@@ -38,6 +38,7 @@ from daemon.domain.records import (
     Scenario,
     StepReport,
     WriteRequest,
+    WrittenState,
 )
 from daemon.domain.states import Outcome, RollbackTarget
 from daemon.domain.upkeep import MirrorTask, Rehearsal, ScrubResult
@@ -220,8 +221,8 @@ class Snapshot(Protocol):
     def changes(self) -> Mapping[str, Changes] | None:
         """By parameter name, all parameters: what the one step since the parent changed; None when unknown."""
 
-    def write(self, directory: Path) -> Mapping[str, Any]:
-        """Write the exact state into `directory`; returns "weights_digest" and "optimizer_digest"."""
+    def write(self, directory: Path) -> WrittenState:
+        """Write the exact state into `directory`, which is empty."""
 
 
 class Publication(Protocol):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from daemon.checkpoints.image import changes_between, image_of
 from daemon.checkpoints.store import DirectoryStore
-from daemon.domain.records import Checkpoint
+from daemon.domain.records import Checkpoint, PolicyDigests, WrittenState
 
 SHAPES = {"embed.weight": (50, 40), "layer.weight": (30, 30), "norm": (7,)}
 
@@ -24,10 +24,10 @@ class Stepped:
         self.weights = weights
         self.changes = None if before is None else changes_between(image_of(before), weights)
 
-    def write(self, directory: Path) -> Mapping[str, Any]:
+    def write(self, directory: Path) -> WrittenState:
         save_file(dict(self.weights), directory / "model.safetensors")
         (directory / "optimizer.state").write_bytes(b"moments")
-        return {"weights_digest": "w", "optimizer_digest": "o"}
+        return WrittenState(PolicyDigests("w", "o"))
 
 
 class Run:

@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from daemon.domain import failpoints
+from daemon.domain import disk, failpoints
 from daemon.domain.errors import PermissionDeniedError
 
 
 def fsync(path: Path) -> None:
     """Have a file's bytes, or a directory's entries, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        failpoints.hit("store.fsync")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    failpoints.hit("store.fsync")
+    disk.fsync(path)
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -36,6 +32,8 @@ def publish_directory(temporary: Path, final: Path) -> None:
     """Give a complete directory its final name, once everything in it is on the disk."""
     for file in temporary.iterdir():
         fsync(file)
+        # Hardly any of it is ever read again, and what it would push out of memory is.
+        disk.forget(file)
     fsync(temporary)
     failpoints.hit("store.rename")
     temporary.rename(final)

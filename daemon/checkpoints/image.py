@@ -22,6 +22,8 @@ from daemon.ports import Changes
 
 Image = dict[str, Tensor]
 """Parameter name -> bfloat16, contiguous, on the CPU."""
+_ROUNDED_AT_ONCE = 2**22
+"""Elements; so few that the allocator gives the same memory again instead of asking the system for it each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +50,20 @@ def image_of(weights: Mapping[str, Tensor]) -> Image:
     return {name: _owned(tensor) for name, tensor in weights.items()}
 
 
-def image_digest(image: Mapping[str, Tensor]) -> str:
-    """BLAKE3 (hex) of an image: equal digests, equal names, shapes and bits.
+def image_digest(weights: Mapping[str, Tensor]) -> str:
+    """BLAKE3 (hex) of the image of `weights`, or of an image: equal digests, equal names, shapes and bits.
 
     Hashed are, for each parameter in the order of its name's code points: the line `["NAME",[DIMENSION,...]]` in
     JSON without spaces, everything beyond ASCII escaped, ended by a newline; then its words, row by row, each
     little-endian.
     """
-    return digest_of_weights(image)
-
-
-def digest_of_weights(weights: Mapping[str, Tensor]) -> str:
-    """`image_digest(image_of(weights))`, with one parameter's image in memory at a time."""
     hasher = blake3(max_threads=blake3.AUTO)
     for name in sorted(weights):
-        rounded = _rounded(weights[name])
-        hasher.update(json.dumps([name, list(rounded.shape)], separators=(",", ":")).encode() + b"\n")
-        if rounded.numel():  # an empty tensor may have a stride that torch does not view as bytes
-            hasher.update(words_of(rounded).view(torch.uint8).numpy().data)
+        tensor = weights[name].detach()
+        hasher.update(json.dumps([name, list(tensor.shape)], separators=(",", ":")).encode() + b"\n")
+        for piece in torch.split(tensor.reshape(-1), _ROUNDED_AT_ONCE):
+            if len(piece):  # an empty tensor may have a stride that torch does not view as bytes
+                hasher.update(words_of(_rounded(piece)).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 

@@ -22,13 +22,13 @@ from daemon.checkpoints.files import publish_directory
 from daemon.checkpoints.manifest import (
     FILE_NAME,
     IMAGE_PREFIX,
-    Blob,
     Manifest,
     hash_file,
     read_manifest,
 )
 from daemon.checkpoints.remote import CHUNK_BYTES, TEMPORARY_PREFIX, Link, Remote
 from daemon.domain.errors import CheckpointError, DiskError, MirrorError
+from daemon.domain.records import Blob
 from daemon.domain.retention import LOSSY_MARKER
 from daemon.domain.states import CheckpointKind
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from daemon.domain import disk
 from daemon.domain.errors import CheckpointError
 from daemon.domain.records import Checkpoint
 from daemon.domain.upkeep import ScrubResult
@@ -51,15 +52,6 @@ def _size(file: Path) -> int:
 
 
 def _forget(files: Sequence[Path]) -> None:
-    """Drop the files from the page cache, where the system can."""
-    if not hasattr(os, "posix_fadvise"):
-        return
     for file in files:
-        try:
-            descriptor = os.open(file, os.O_RDONLY)
-        except OSError:
-            continue  # reading it says what is wrong
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+        with contextlib.suppress(OSError):  # reading it says what is wrong
+            disk.forget(file)

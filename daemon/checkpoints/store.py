@@ -25,7 +25,7 @@ from torch import Tensor
 
 from daemon.checkpoints.delta import apply, read_delta, write_delta
 from daemon.checkpoints.files import fsync, make_root, publish_directory, write_durably
-from daemon.checkpoints.image import digest_of_weights, image_digest, image_of, read_keyframe, write_keyframe
+from daemon.checkpoints.image import image_digest, image_of, read_keyframe, write_keyframe
 from daemon.checkpoints.manifest import (
     FILE_NAME,
     IMAGE_PREFIX,
@@ -130,17 +130,18 @@ class DirectoryStore:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             failpoints.hit("store.write")
-            digests = snapshot.write(temporary)
+            written = snapshot.write(temporary)
             image = self._write_image(temporary, snapshot, parent)
-            blobs = {file.name: hash_file(file) for file in sorted(temporary.iterdir())}
+            names = sorted(file.name for file in temporary.iterdir())
+            blobs = {name: written.blobs.get(name) or hash_file(temporary / name) for name in names}
             manifest = Manifest(
                 version=version,
                 cycle_number=cycle_number,
                 parent_version=parent.version if parent else None,
                 parent_root_hash=parent.root_hash if parent else None,
                 batch_hash=batch_hash,
-                weights_digest=digests["weights_digest"],
-                optimizer_digest=digests["optimizer_digest"],
+                weights_digest=written.digests.weights,
+                optimizer_digest=written.digests.optimizer,
                 blobs=blobs,
                 step=step,
                 kind=image.kind,
@@ -290,7 +291,7 @@ class DirectoryStore:
         """A delta where the chain allows, else a keyframe; nothing for the base, which stays for ever."""
         if parent is None:
             return _Image(CheckpointKind.FULL)
-        digest = digest_of_weights(snapshot.weights)
+        digest = image_digest(snapshot.weights)
         before = self._link(parent)
         length = 1 if before is None else before.chain_length + 1
         num_weights = sum(tensor.numel() for tensor in snapshot.weights.values())

@@ -354,6 +354,24 @@ class PolicyDigests:
     optimizer: str
 
 
+@dataclass(frozen=True)
+class Blob:
+    """One file of a checkpoint."""
+
+    blake3: str
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenState:
+    """A policy's exact state in files."""
+
+    digests: PolicyDigests
+    blobs: Mapping[str, Blob] = field(default_factory=dict)
+    """By file name: those that were hashed while they were written; the others must be read for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineCheck:
     """Proof that the engine holds the trainer's weights."""

@@ -11,6 +11,7 @@ from stat import S_IMODE
 from typing import Any
 from urllib.parse import quote
 
+from daemon.domain import disk
 from daemon.domain.errors import DiskError
 
 KEPT = 3
@@ -31,11 +32,11 @@ def back_up(database: Path, target: Path) -> None:
         mode = S_IMODE(database.stat().st_mode)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode))
         _copy(dbapi2, database, temporary)
-        _sync(temporary)
+        disk.fsync(temporary)
         if target.exists():
             raise FileExistsError(EEXIST, "it is there already")
         temporary.rename(target)
-        _sync(target.parent)
+        disk.fsync(target.parent)
     except (OSError, dbapi2.Error) as error:
         said = error.strerror if isinstance(error, OSError) else str(error)
         raise DiskError(
@@ -85,11 +86,3 @@ def _made_at(path: Path) -> str:
 def _literal(name: str) -> str:
     """`name` for a glob pattern that it alone matches."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

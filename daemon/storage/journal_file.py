@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from daemon.domain import disk
 from daemon.domain.errors import ConfigError, DiskError, RestoredBackupError
 from daemon.storage.kinds import ClaimKind
 
@@ -50,7 +51,7 @@ def append_entries(path: Path, run_name: str, added: Iterable[Entry]) -> None:
             _write_all(file.fileno(), (lines if end else f"run {run_name}\n{lines}").encode("ascii"))
             os.fsync(file.fileno())
         if created:
-            _sync_directory(path.parent)
+            disk.fsync(path.parent)
     except OSError as error:
         raise DiskError(f"{path}: {error.strerror}: claims could not be noted; check the disk and its space") from error
 
@@ -143,11 +144,3 @@ def _end_of_last_line(path: Path) -> int:
 def _write_all(descriptor: int, content: bytes) -> None:
     while content:
         content = content[os.write(descriptor, content) :]
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

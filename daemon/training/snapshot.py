@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from daemon.domain.errors import DreamdError
+from daemon.domain.records import PolicyDigests, WrittenState
 from daemon.ports import Changes
 from daemon.training.digest import tensors_digest
+from daemon.training.tensor_file import write_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.state"
@@ -63,20 +63,22 @@ class TorchSnapshot:
     def changes(self) -> Mapping[str, Changes] | None:
         return self._changes
 
-    def write(self, directory: Path) -> Mapping[str, Any]:
-        """Write weights and optimizer; returns their digests under "weights_digest" and "optimizer_digest".
+    def write(self, directory: Path) -> WrittenState:
+        """Write weights and optimizer.
 
         Raises:
             DreamdError: the policy moved on before the end; what was written is worth nothing.
         """
         self._refuse_stale()
-        weights, state = _on_cpu(self._weights), _on_cpu(self._state)
-        save_file(weights, directory / WEIGHTS_FILE, {"format": "pt"})
-        save_file(state, directory / OPTIMIZER_FILE, {"optimizer": json.dumps(self._optimizer)})
-        digests = {"weights_digest": tensors_digest(weights), "optimizer_digest": tensors_digest(state)}
+        metadata = {"optimizer": json.dumps(self._optimizer)}
+        blobs = {
+            WEIGHTS_FILE: write_tensors(directory / WEIGHTS_FILE, self._weights, {"format": "pt"}),
+            OPTIMIZER_FILE: write_tensors(directory / OPTIMIZER_FILE, self._state, metadata),
+        }
+        digests = PolicyDigests(tensors_digest(self._weights), tensors_digest(self._state))
         # Once more: a step that began in between may have torn what was read.
         self._refuse_stale()
-        return digests
+        return WrittenState(digests, blobs)
 
     def _refuse_stale(self) -> None:
         if not self._is_current():
@@ -84,8 +86,3 @@ class TorchSnapshot:
                 "the policy was stepped or restored since this snapshot of it was taken, so it can no longer be "
                 "written; publish a snapshot before the policy moves on"
             )
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of what is on another device; what is here already stays as it is."""
-    return {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}

@@ -10,6 +10,7 @@ from harness import RecordingObserver, check_invariants, dream, flip_bit, make_r
 from torch import Tensor
 
 from daemon.checkpoints.store import DirectoryStore
+from daemon.domain.records import PolicyDigests, WrittenState
 
 POISON = ("training.lr=1.0", "training.allow_unsafe_lr=true")
 
@@ -22,9 +23,9 @@ class SomebodyElses:
     weights: Mapping[str, Tensor] = {}
     changes = None
 
-    def write(self, directory: Path) -> dict[str, str]:
+    def write(self, directory: Path) -> WrittenState:
         (directory / "model.safetensors").write_bytes(b"someone else's")
-        return {"weights_digest": "x", "optimizer_digest": "y"}
+        return WrittenState(PolicyDigests("x", "y"))
 
 
 @pytest.mark.parametrize(

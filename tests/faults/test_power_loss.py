@@ -18,6 +18,7 @@ from torch import Tensor
 from daemon.checkpoints import files
 from daemon.checkpoints.store import DirectoryStore
 from daemon.domain.errors import CheckpointError
+from daemon.domain.records import PolicyDigests, WrittenState
 from daemon.domain.states import CycleState
 
 SAFE = {CycleState.PUBLISHED, CycleState.PROBED}
@@ -69,10 +70,10 @@ class Weights:
     weights: Mapping[str, Tensor] = {}
     changes = None
 
-    def write(self, directory: Path) -> dict[str, str]:
+    def write(self, directory: Path) -> WrittenState:
         (directory / "model.safetensors").write_bytes(b"weights")
         (directory / "optimizer.state").write_bytes(b"moments")
-        return {"weights_digest": "x", "optimizer_digest": "y"}
+        return WrittenState(PolicyDigests("x", "y"))
 
 
 @pytest.mark.parametrize("forgotten", ["nothing", "files", "directory", "parent"])

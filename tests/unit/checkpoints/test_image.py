@@ -18,7 +18,6 @@ from torch import Tensor
 from daemon.checkpoints.image import (
     changes_between,
     compare,
-    digest_of_weights,
     image_digest,
     image_of,
     read_keyframe,
@@ -78,18 +77,20 @@ def test_image_does_not_depend_on_the_memory_layout() -> None:
         image = image_of(weights)
         assert image["w"].is_contiguous()
         assert torch.equal(image["w"], copied["w"].bfloat16())
-        assert digest_of_weights(weights) == digest_of_weights(copied) == image_digest(image)
+        assert image_digest(weights) == image_digest(copied) == image_digest(image)
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=40), st.integers(0, 3))
 def test_digest_is_the_same_straight_from_the_weights(bits: list[int], num_scalars: int) -> None:
     """Of any bits, NaN among them, the streamed digest is that of the image; empty and scalar ones included."""
     weights = {"w": from_bits(bits), **{f"s{i}": torch.tensor(float(i)) for i in range(num_scalars)}}
-    assert digest_of_weights(weights) == image_digest(image_of(weights))
+    assert image_digest(weights) == image_digest(image_of(weights))
 
 
-def test_digest_is_what_its_description_says() -> None:
-    """BLAKE3 of JSON line and little-endian words per parameter in name order, put together by hand."""
+@pytest.mark.parametrize("rounded_at_once", [1, 2**22])
+def test_digest_is_what_its_description_says(monkeypatch: pytest.MonkeyPatch, rounded_at_once: int) -> None:
+    """BLAKE3 of JSON line and little-endian words per parameter in name order, by hand; hashed at once or in pieces."""
+    monkeypatch.setattr("daemon.checkpoints.image._ROUNDED_AT_ONCE", rounded_at_once)
     image = {"b\n": from_words([0x7FC1, 0x8000]).view(2, 1), "a": from_words([0x3F80]).view(()), "ö": from_words([])}
     by_hand = (
         b'["a",[]]\n' + struct.pack("<H", 0x3F80)
@@ -137,7 +138,7 @@ def test_keyframe_of_float32_weights_is_their_image(tmp_path: Path) -> None:
     """A keyframe takes live weights and holds two bytes of each."""
     weights = {"w": torch.randn(100, 30, generator=torch.Generator().manual_seed(0))}
     write_keyframe(tmp_path / "k", weights)
-    assert image_digest(read_keyframe(tmp_path / "k")) == digest_of_weights(weights)
+    assert image_digest(read_keyframe(tmp_path / "k")) == image_digest(weights)
     assert 6000 < (tmp_path / "k").stat().st_size < 6200
 
 

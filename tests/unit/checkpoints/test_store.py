@@ -13,7 +13,7 @@ from blake3 import blake3
 from daemon.checkpoints.manifest import read_manifest
 from daemon.checkpoints.store import DirectoryStore
 from daemon.domain.errors import CheckpointError, DiskError, PermissionDeniedError
-from daemon.domain.records import Checkpoint, StepReport
+from daemon.domain.records import Checkpoint, PolicyDigests, StepReport, WrittenState
 
 STEP = StepReport(
     "orpo", "adamw", 1e-5, 1.0, 0.9, 0.7, -0.9, -1.1, 0.3, 0.2, 1.5, 1e-5, 2, 1, 40, {"update": 0.1},
@@ -30,12 +30,12 @@ class Fake:
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
-    def write(self, directory: Path) -> Mapping[str, Any]:
+    def write(self, directory: Path) -> WrittenState:
         (directory / "model.safetensors").write_bytes(b"w" * 1000)
         (directory / "optimizer.state").write_bytes(b"o" * 500)
         if self.error is not None:
             raise self.error
-        return {"weights_digest": "w", "optimizer_digest": "o"}
+        return WrittenState(PolicyDigests("w", "o"))
 
 
 def publish(store: DirectoryStore, version: str = "cycle-000001", parent: Checkpoint | None = None) -> Checkpoint:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from builders import drive_to, make_step_report, make_verdict
@@ -21,7 +20,7 @@ from torch import Tensor
 from daemon.checkpoints.image import changes_between, image_of
 from daemon.checkpoints.store import DirectoryStore
 from daemon.config import Loaded, load_config
-from daemon.domain.records import Checkpoint
+from daemon.domain.records import Checkpoint, PolicyDigests, WrittenState
 from daemon.domain.states import CycleState, Decision
 from daemon.ports import Changes
 from daemon.storage.database import open_database
@@ -42,11 +41,11 @@ class StoredSnapshot:
         if before is not None:
             self.changes = changes_between(image_of(before), weights)
 
-    def write(self, directory: Path) -> Mapping[str, Any]:
+    def write(self, directory: Path) -> WrittenState:
         save_file(dict(self.weights), directory / "model.safetensors", {"format": "pt"})
         (directory / "optimizer.state").write_bytes(bytes(range(200)))
         (directory / "config.json").write_text('{"model_type": "llama"}')
-        return {"weights_digest": "w" * 64, "optimizer_digest": "o" * 64}
+        return WrittenState(PolicyDigests("w" * 64, "o" * 64))
 
 
 def weights_of(number: int) -> dict[str, Tensor]:

@@ -14,9 +14,10 @@ from tiny_model import build_tiny_model
 from tiny_policies import Folders, batch, build, publish, unnamed, words
 from torch import Tensor
 
+from daemon.checkpoints.manifest import hash_file
 from daemon.config.sections import TrainingConfig
 from daemon.domain.errors import CheckpointError, DreamdError, NonFiniteError
-from daemon.domain.records import Checkpoint, PolicyDigests
+from daemon.domain.records import Checkpoint, PolicyDigests, WrittenState
 from daemon.ports import Changes
 from daemon.training.digest import tensors_digest
 from daemon.training.inspector import TorchInspector
@@ -193,8 +194,8 @@ def test_a_snapshot_is_written_right_while_the_weights_are_swapped(
             assert swapped.acquire(timeout=60)  # the weights are swapped at least once for each write
             directory = tmp_path / str(number)
             directory.mkdir()
-            digests = snapshot.write(directory)
-            assert digests == {"weights_digest": expected.weights, "optimizer_digest": expected.optimizer}
+            written = snapshot.write(directory)
+            assert written == WrittenState(expected, {file.name: hash_file(file) for file in directory.iterdir()})
             files = (load_file(directory / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE))
             assert PolicyDigests(*map(tensors_digest, files)) == expected
             assert tensors_digest(snapshot.weights) == expected.weights
@@ -246,8 +247,7 @@ def test_a_snapshot_outlives_what_moves_nothing(model_dir: Path, tmp_path: Path)
     with pytest.raises(CheckpointError):
         policy.restore(replace(base, weights_digest="another"))
     policy.score(*ITEM)
-    digests = snapshot.write(tmp_path)
-    assert digests == {"weights_digest": expected.weights, "optimizer_digest": expected.optimizer}
+    assert snapshot.write(tmp_path).digests == expected
 
 
 def test_a_snapshot_that_goes_stale_while_it_is_written_is_refused(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Folders:
         step: StepReport | None,
     ) -> Future[Checkpoint]:
         self.path(version).mkdir(parents=True)
-        digests = snapshot.write(self.path(version))
+        digests = snapshot.write(self.path(version)).digests
         self._hashes[version] = {file.name: _hash(file) for file in self.path(version).iterdir()}
         self._images[version] = {
             name: from_words(words(weight)).view(weight.shape) for name, weight in snapshot.weights.items()
@@ -57,8 +57,8 @@ class Folders:
                 parent_version=parent.version if parent else None,
                 batch_hash=batch_hash,
                 root_hash=f"root of {version}",
-                weights_digest=digests["weights_digest"],
-                optimizer_digest=digests["optimizer_digest"],
+                weights_digest=digests.weights,
+                optimizer_digest=digests.optimizer,
                 size_bytes=0,
             )
         )

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="model folder (%(default)s)")
     parser.add_argument("--steps", type=_positive, default=20, help="optimizer steps (%(default)s)")
     parser.add_argument(
-        "--work-s", type=float, default=10.0, help="seconds of other work beside a publication (%(default)s)"
+        "--work-s", type=float, default=4.0, help="seconds of other work beside a publication (%(default)s)"
     )
     parser.add_argument("--directory", type=Path, default=Path("var"), help="on the disk to measure (%(default)s)")
     parser.add_argument("--tiny", action="store_true", help="tiny batches, hardly any work: does it run at all?")

@@ -6,16 +6,18 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-from benchmarks.checkpoints_report import RestoreFigures, Saved, StepFigures
+from benchmarks.checkpoints_report import Beside, RestoreFigures, Saved, StepFigures
 from benchmarks.pairs import Pair, Shape, build_pairs
 from daemon.checkpoints.image import image_digest
 from daemon.checkpoints.store import DirectoryStore
@@ -29,7 +31,7 @@ from daemon.training.snapshot import OPTIMIZER_FILE, WEIGHTS_FILE
 
 LR = 1e-5
 _CALIBRATION_CALLS = 3
-_SAVE_PRETRAINED, _DCP, _ALONE, _BESIDE = "save_pretrained", "dcp", "alone", "beside"
+_SAVE_PRETRAINED, _DCP, _ALONE = "save_pretrained", "dcp", "alone"
 
 
 class Trial:
@@ -43,8 +45,10 @@ class Trial:
         """
         self._scratch, self._per_step = scratch, shape.num_pairs
         self._pairs = build_pairs(model_dir, replace(shape, num_pairs=num_steps * shape.num_pairs))
-        # What is published alone and what is published beside other work: the same lineage twice.
-        self._stores = {name: DirectoryStore(scratch / name) for name in (_ALONE, _BESIDE)}
+        # All cores, as probes on the CPU use them, and all but one, as beside probes on a GPU.
+        self._cores = sorted({torch.get_num_threads(), max(1, torch.get_num_threads() - 1)}, reverse=True)
+        # What is published alone and what is published beside other work: the same lineage each time.
+        self._stores = {name: DirectoryStore(scratch / name) for name in (_ALONE, *map(_beside, self._cores))}
         store = self._stores[_ALONE]
         config = TrainingConfig(lr=LR)
         self._policy = TorchPolicy(model_dir, config, "cpu", store.open, open_image=store.image)
@@ -53,10 +57,8 @@ class Trial:
             self._heads[name] = self._begin(name, "base", None).result()
         self._policy.adopt("base")
         self._published: list[Checkpoint] = []
-        self._calls = 1
-        self._work()  # the first call also pays for what every later one reuses
-        seconds = min(_timed(self._work) for _ in range(_CALIBRATION_CALLS))
-        self._calls = max(1, round(work_s / seconds))
+        self._work(1)  # the first call also pays for what every later one reuses
+        self._calls = {cores: self._calls_of(cores, work_s) for cores in self._cores}
 
     def step(self, number: int) -> StepFigures:
         """One optimizer step, saved by every peer."""
@@ -66,8 +68,7 @@ class Trial:
         saved[_SAVE_PRETRAINED] = self._peer(_SAVE_PRETRAINED, self._save_pretrained)
         optimizer_state = load_file(self._stores[_ALONE].path(version) / OPTIMIZER_FILE)
         saved[_DCP] = self._peer(_DCP, partial(self._save_dcp, optimizer_state))
-        work_s = _timed(self._work)
-        saved[_BESIDE], blocked_s = self._beside(version, report, work_s)
+        beside = {cores: self._beside(cores, version, report) for cores in self._cores}
         self._policy.adopt(version)
         checkpoint = self._heads[_ALONE]
         self._published.append(checkpoint)
@@ -82,8 +83,7 @@ class Trial:
             save_pretrained=saved[_SAVE_PRETRAINED],
             dcp=saved[_DCP],
             alone=saved[_ALONE],
-            beside=saved[_BESIDE],
-            blocked_s=blocked_s,
+            beside=beside,
         )
 
     def restores(self, lengths: Sequence[int]) -> list[RestoreFigures]:
@@ -102,21 +102,26 @@ class Trial:
 
     def _alone(self, version: str, report: StepReport) -> Saved:
         """Nothing else to do: the cycle waits for all of it."""
-        started = time.perf_counter()
-        self._heads[_ALONE] = self._begin(_ALONE, version, report).result()
-        return Saved(_bytes_in(self._stores[_ALONE].path(version)), time.perf_counter() - started)
 
-    def _beside(self, version: str, report: StepReport, work_s: float) -> tuple[Saved, float]:
-        """The cycle waits for what this takes longer than the work alone, contention included."""
-        started = time.perf_counter()
-        publication = self._begin(_BESIDE, version, report)
-        begun = time.perf_counter()
-        self._work()
-        worked = time.perf_counter()
-        self._heads[_BESIDE] = publication.result()
-        done = time.perf_counter()
-        saved = Saved(_bytes_in(self._stores[_BESIDE].path(version)), max(0.0, done - started - work_s))
-        return saved, (begun - started) + (done - worked)
+        def publish() -> None:
+            self._heads[_ALONE] = self._begin(_ALONE, version, report).result()
+
+        return _saved(publish, self._stores[_ALONE].path(version))
+
+    def _beside(self, cores: int, version: str, report: StepReport) -> Beside:
+        """What this takes longer than the work alone, as measured before and after it."""
+        name, calls = _beside(cores), self._calls[cores]
+        with _threads(cores):
+            before = _timed(lambda: self._work(calls))
+            started = time.perf_counter()
+            publication = self._begin(name, version, report)
+            begun = time.perf_counter()
+            self._work(calls)
+            worked = time.perf_counter()
+            self._heads[name] = publication.result()
+            done = time.perf_counter()
+            alone = (before + _timed(lambda: self._work(calls))) / 2
+        return Beside((begun - started) + (done - worked), done - started - alone)
 
     def _begin(self, name: str, version: str, report: StepReport | None) -> Publication:
         return self._stores[name].begin(
@@ -130,8 +135,7 @@ class Trial:
 
     def _peer(self, name: str, save: Callable[[Path], None]) -> Saved:
         directory = self._scratch / name
-        seconds = _timed(lambda: save(directory))
-        saved = Saved(_bytes_in(directory), seconds)
+        saved = _saved(lambda: save(directory), directory)
         shutil.rmtree(directory)
         return saved
 
@@ -149,10 +153,15 @@ class Trial:
 
     # --- the rest ---------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _work(self, calls: int) -> None:
         """What probes do, mostly: score answers."""
-        for _ in range(self._calls):
+        for _ in range(calls):
             self._policy.score(self._pairs[0].prompt, self._pairs[0].chosen)
+
+    def _calls_of(self, cores: int, work_s: float) -> int:
+        """How much of it takes `work_s` seconds."""
+        with _threads(cores):
+            return max(1, round(work_s / min(_timed(lambda: self._work(1)) for _ in range(_CALIBRATION_CALLS))))
 
     def _batch(self, number: int) -> Batch:
         version = self._policy.version
@@ -186,6 +195,26 @@ def _example(pair: Pair, version: str) -> Example:
         rejected_token_ids=pair.rejected,
         rejected_text="",
     )
+
+
+def _beside(cores: int) -> str:
+    return f"beside-{cores}"
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    usual = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
+
+
+def _saved(action: Callable[[], None], directory: Path) -> Saved:
+    cpu_s = time.process_time()
+    seconds = _timed(action)
+    return Saved(_bytes_in(directory), seconds, time.process_time() - cpu_s)
 
 
 def _timed(action: Callable[[], object]) -> float:

@@ -22,8 +22,8 @@ from daemon.ports import Changes
 
 Image = dict[str, Tensor]
 """Parameter name -> bfloat16, contiguous, on the CPU."""
-_ROUNDED_AT_ONCE = 2**22
-"""Elements; so few that the allocator gives the same memory again instead of asking the system for it each time."""
+_ROUNDED_AT_ONCE = 2**15
+"""Elements; so few that torch rounds them without helpers, which would fight those of the probes for the cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def image_digest(weights: Mapping[str, Tensor]) -> str:
     JSON without spaces, everything beyond ASCII escaped, ended by a newline; then its words, row by row, each
     little-endian.
     """
-    hasher = blake3(max_threads=blake3.AUTO)
+    hasher = blake3()
     for name in sorted(weights):
         tensor = weights[name].detach()
         hasher.update(json.dumps([name, list(tensor.shape)], separators=(",", ":")).encode() + b"\n")

@@ -705,6 +705,12 @@ class Ledger(Protocol):
     def mirror_failed(self, version: str, error: str, next_try_at: datetime) -> None:
         """It stays queued."""
 
+    def mirror_anew(self) -> None:
+        """The mirror is another one: all that was ever queued is queued again."""
+
+    def last_config(self) -> Mapping[str, Any] | None:
+        """The configuration that the newest cycle was opened with; None: there was none."""
+
     def scrub_order(self) -> tuple[str, ...]:
         """Versions whose files should be there, the one that was not scrubbed for longest first."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from daemon.cycle.mending import mend
 from daemon.cycle.stages import Stages
@@ -25,8 +26,11 @@ _DAMAGED_HERE = "damaged here: "
 
 
 def queue_all(stages: Stages) -> None:
-    """Queue every checkpoint that has files: the mirror may be new."""
+    """Queue every checkpoint that has files: the mirror may be new. At another URL it has nothing of the last one."""
     if stages.mirror is not None:
+        before = stages.ledger.last_config()
+        if before is not None and _url(before) != _url(stages.config):
+            stages.ledger.mirror_anew()
         for checkpoint in stages.ledger.checkpoints():
             if checkpoint.state is not CheckpointState.PRUNED:
                 stages.ledger.enqueue_mirror(checkpoint.version)
@@ -71,6 +75,12 @@ def send_again(stages: Stages, version: str, reason: str, now: datetime) -> None
     stages.ledger.enqueue_mirror(version)
     if version not in {task.version for task in stages.ledger.mirror_tasks()}:  # it was taken for mirrored
         stages.ledger.mirror_failed(version, reason, now)
+
+
+def _url(config: Mapping[str, Any]) -> str | None:
+    """The mirror's, without a password, as it is recorded."""
+    found: str | None = config.get("checkpoints", {}).get("mirror_url")
+    return found
 
 
 def _send(stages: Stages, mirror: Mirror, task: MirrorTask, seconds: float, now: datetime) -> bool:

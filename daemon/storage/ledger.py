@@ -306,6 +306,12 @@ class SqlLedger:
     def mirror_failed(self, version: str, error: str, next_try_at: datetime) -> None:
         self._run.write(upkeep.mirror_failed, version, error, next_try_at)
 
+    def mirror_anew(self) -> None:
+        self._run.write(upkeep.mirror_anew)
+
+    def last_config(self) -> Mapping[str, Any] | None:
+        return self._run.read(upkeep.last_config)
+
     def scrub_order(self) -> tuple[str, ...]:
         return self._run.read(upkeep.scrub_order)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, Engine
@@ -124,8 +125,7 @@ def enqueue_mirror(writes: Writes, version: str) -> None:
     history.checkpoint(writes.connection, writes.run_id, version)
     known = sa.select(mirror_tasks.c.state).where(_task(writes.run_id, version))
     if writes.connection.scalar(known) is None:
-        values = {"version": version, "state": MirrorState.QUEUED, "attempts": 0, "next_try_at": rows.now()}
-        writes.insert(mirror_tasks, values)
+        writes.insert(mirror_tasks, {"version": version, **_queued_anew()})
 
 
 def queued(connection: Connection, run_id: int) -> tuple[MirrorTask, ...]:
@@ -165,6 +165,19 @@ def mirror_failed(writes: Writes, version: str, error: str, next_try_at: datetim
         "next_try_at": next_try_at,
     }
     _update_task(writes, version, values)
+
+
+def mirror_anew(writes: Writes) -> None:
+    """The mirror is another one: nothing is there, and what the last one did is no reason to wait."""
+    of_run = mirror_tasks.c.run_id == writes.run_id
+    writes.connection.execute(sa.update(mirror_tasks).where(of_run).values(_queued_anew()))
+
+
+def last_config(connection: Connection, run_id: int) -> Mapping[str, Any] | None:
+    """The configuration of the newest cycle; None: there was none."""
+    newest = sa.select(cycles.c.config).where(cycles.c.run_id == run_id).order_by(cycles.c.number.desc()).limit(1)
+    found: Mapping[str, Any] | None = connection.scalar(newest)
+    return found
 
 
 def scrub_order(connection: Connection, run_id: int) -> tuple[str, ...]:
@@ -233,8 +246,13 @@ def _update_task(writes: Writes, version: str, values: Mapping[str, object]) -> 
 def _mirror_again(writes: Writes, version: str) -> None:
     """What the mirror has is not what it should have any more."""
     there = sa.and_(_task(writes.run_id, version), mirror_tasks.c.state == MirrorState.MIRRORED)
-    values = {"state": MirrorState.QUEUED, "mirrored_at": None, "attempts": 0, "next_try_at": rows.now()}
-    writes.connection.execute(sa.update(mirror_tasks).where(there).values(values))
+    writes.connection.execute(sa.update(mirror_tasks).where(there).values(_queued_anew()))
+
+
+def _queued_anew() -> dict[str, object]:
+    """As if it had never been tried."""
+    nothing_said = {"mirrored_at": None, "attempts": 0, "last_error": None}
+    return {"state": MirrorState.QUEUED, "next_try_at": rows.now(), **nothing_said}
 
 
 def _task(run_id: int, version: str) -> ColumnElement[bool]:

@@ -156,6 +156,22 @@ def test_the_mirror_queue(ledger: SqlLedger, engine: Engine) -> None:
         ledger.enqueue_mirror("nowhere")
 
 
+def test_another_mirror_has_nothing(ledger: SqlLedger) -> None:
+    """All that was ever queued is queued as if never tried; what was not, is not. The newest cycle's settings are
+    known, which tell that it is another one."""
+    assert ledger.last_config() is None
+    one, two, _ = (promote_delta(ledger).version for _ in range(3))
+    for version in (one, two):
+        ledger.enqueue_mirror(version)
+        ledger.mirror_failed(version, "unreachable", LATER)
+    ledger.mirrored(one)
+    ledger.mirror_anew()
+    tasks = ledger.mirror_tasks()
+    assert [(task.version, task.attempts, task.last_error) for task in tasks] == [(one, 0, None), (two, 0, None)]
+    assert all(task.next_try_at < LATER for task in tasks)
+    assert ledger.last_config() == {"training": {"lr": 1e-5}}
+
+
 @pytest.mark.parametrize("change", ["made_lossy", "pin"])
 def test_what_changes_is_mirrored_again(ledger: SqlLedger, change: str) -> None:
     """What became lossy or pinned after it was mirrored is queued again, once and without old failures; what was

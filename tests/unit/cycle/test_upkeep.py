@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from checkpoint_files import contents, flip, make_it_lossy
-from upkeep_fakes import START, World
+from upkeep_fakes import START, Mirror, World
 
 from daemon.cycle import mirroring, upkeep
 from daemon.cycle.guard import Pause
@@ -51,6 +51,22 @@ def test_new_mirror_gets_what_there_is(tmp_path: Path) -> None:
     assert len(world.ledger.there) == mirroring.TASKS_AT_ONCE
     maintain(world.stages, world.now)
     assert world.mirror.versions() == world.ledger.rows.keys()
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_mirror_at_another_url_gets_everything_anew(tmp_path: Path, moved: bool) -> None:
+    """What an earlier mirror took, or refused, says nothing of the next one; the same one is not asked again."""
+    world = World(tmp_path)
+    push_all(world)
+    world.mirror.down = True
+    world.ledger.enqueue_mirror("cycle-000003")
+    world.ledger.mirror_failed("cycle-000003", "unreachable", world.now + timedelta(hours=6))
+    other, config = Mirror(tmp_path / "other"), {"checkpoints": {"mirror_url": "file:///other"}}
+    world.ledger.config = {"checkpoints": {"mirror_url": "file:///mirror"}} if moved else config
+    stages = world.with_(mirror=other, config=config)
+    queue_all(stages)
+    maintain(stages, world.later(minutes=1))
+    assert other.versions() == (world.ledger.rows.keys() if moved else frozenset())
 
 
 def test_unreachable_mirror_is_told_once_a_day_and_tried_ever_less(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ class Ledger:
         self.rows = {checkpoint.version: checkpoint for checkpoint in checkpoints}
         self.tasks: dict[str, MirrorTask] = {}
         self.there: set[str] = set()
+        self.config: Mapping[str, Any] | None = None
         self.scrubs: list[ScrubResult] = []
         self.rehearsals: list[Rehearsal] = []
         self.rehearsed_at: datetime | None = None
@@ -80,6 +81,13 @@ class Ledger:
         attempts = self.tasks[version].attempts if version in self.tasks else 0
         self.tasks[version] = MirrorTask(version, attempts + 1, next_try_at, error)
         self.there.discard(version)
+
+    def mirror_anew(self) -> None:
+        self.tasks = {version: MirrorTask(version, 0, START) for version in (*self.tasks, *self.there)}
+        self.there.clear()
+
+    def last_config(self) -> Mapping[str, Any] | None:
+        return self.config
 
     def scrub_order(self) -> tuple[str, ...]:
         last = {result.version: index for index, result in enumerate(self.scrubs)}

@@ -23,7 +23,7 @@ from daemon.config.schedule import plan_step
 from daemon.config.sections import PreferencesConfig
 from daemon.cycle.before_loading import Repair
 from daemon.cycle.guard import Pause, before_cycle
-from daemon.cycle.mirroring import queue_all
+from daemon.cycle.mirroring import queue_all, refuse_older_journal
 from daemon.cycle.recover import recover
 from daemon.cycle.restore import restore
 from daemon.cycle.restore import verify as verify_rollback
@@ -149,6 +149,7 @@ def serve(
                 Repair(ledger, _store(config), mirror, observer, config.watchdog.baked_after).run()
             stages.append(prepare(_build(config, ledger, run.seed, source, observer)))
             recover(stages[0])
+            refuse_older_journal(stages[0])
             queue_all(stages[0])
 
         def teardown() -> None:
@@ -350,6 +351,7 @@ def _build(config: Config, ledger: SqlLedger, run_seed: int, source: MixtureSour
         warmup_cycles=config.watchdog.warmup_cycles,
         reference_items=config.watchdog.reference_items,
         mirror=mirror_of(config, observer.check_stop),
+        claims_log=config.run.claims_log,
         scrubber=StoreScrubber(store),
         scrub_bytes=config.checkpoints.scrub_mib * 2**20,
         rehearse_every=timedelta(days=days) if (days := config.checkpoints.rehearse_every_days) else None,

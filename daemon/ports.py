@@ -368,6 +368,25 @@ class Mirror(Protocol):
             MirrorError: unreachable; it is not there; or it is another one than `root_hash` says.
         """
 
+    def push_journal(self, journal: Path, *, thorough: bool = False) -> int:
+        """Copy the claims journal, or what was added to it; the bytes sent.
+
+        Args:
+            thorough: read all of what is there, and mend it.
+
+        Raises:
+            MirrorError: unreachable, or what was read back is not what was sent.
+            RestoredBackupError: the one there has claims that this one lacks.
+        """
+
+    def fetch_journal(self, journal: Path) -> int:
+        """Put the claims journal that is there in the place of the file; how many claims the file lacked.
+
+        Raises:
+            MirrorError: unreachable, damaged there, or the file has claims that it lacks; nothing changed.
+            DiskError: it cannot be written here; nothing changed.
+        """
+
     def versions(self) -> frozenset[str]:
         """Complete checkpoints that are there.
 

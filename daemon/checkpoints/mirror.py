@@ -2,7 +2,7 @@
 
 Layout: URL/VERSION/FILE, the same files as here. Each file is written under a temporary name, renamed, read back and
 compared; the manifest comes last, so that a version without one is incomplete, and is gone on with the next time. A
-file `lossy` there, as here, says that the exact state is not.
+file `lossy` there, as here, says that the exact state is not. Beside them lies the claims journal, `mirrored_journal`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from daemon.checkpoints.files import publish_directory
+from daemon.checkpoints.files import publish_directory, write_durably
 from daemon.checkpoints.manifest import (
     FILE_NAME,
     IMAGE_PREFIX,
@@ -26,6 +26,7 @@ from daemon.checkpoints.manifest import (
     hash_file,
     read_manifest,
 )
+from daemon.checkpoints.mirrored_journal import claims_of, push_journal, read_journal
 from daemon.checkpoints.remote import CHUNK_BYTES, TEMPORARY_PREFIX, Link, Remote
 from daemon.domain.errors import CheckpointError, DiskError, MirrorError
 from daemon.domain.records import Blob
@@ -114,6 +115,27 @@ class FsspecMirror:
 
     def delete(self, version: str, root_hash: str) -> None:
         self._remote.run(f"deleting {version}", lambda link: _delete(link, version, root_hash))
+
+    def push_journal(self, journal: Path, *, thorough: bool = False) -> int:
+        what = "sending the claims journal"
+        return self._remote.run(what, lambda link: push_journal(link, journal, thorough=thorough))
+
+    def fetch_journal(self, journal: Path) -> int:
+        content = self._remote.run("fetching the claims journal", read_journal)
+        here = journal.read_bytes() if journal.exists() else b""
+        missing = claims_of(here) - claims_of(content)
+        if missing:
+            raise MirrorError(
+                f"{self.url}: the claims journal there lacks {len(missing)} claims that {journal} has; that one is the "
+                "newer: nothing was fetched"
+            )
+        try:
+            if content and content != here:
+                journal.parent.mkdir(parents=True, exist_ok=True)
+                write_durably(journal, content.decode("ascii"))
+        except OSError as error:
+            raise DiskError(f"{journal}: could not be written ({error}); nothing changed: free space") from error
+        return len(claims_of(content) - claims_of(here))
 
 
 def _push(link: Link, directory: Path, manifest: Manifest, until: float, *, exact: bool) -> int | None:

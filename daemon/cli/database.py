@@ -1,7 +1,8 @@
-"""`dreamd db upgrade|current|backup|adopt-journal`, also under the name `dreamd database`."""
+"""`dreamd db upgrade|current|backup|adopt-journal|fetch-journal`, also under the name `dreamd database`."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ def register(app: typer.Typer) -> None:
     group.command("current")(current)
     group.command("backup")(backup)
     group.command("adopt-journal")(adopt_journal)
+    group.command("fetch-journal")(fetch_journal)
     app.add_typer(group, name="database")
     app.add_typer(group, name="db", help="Short for `dreamd database`.")
 
@@ -103,3 +105,37 @@ def adopt_journal(
         print_json({"journal": str(file), "claims": adopted})
     else:
         echo(f"{adopted} claims that only {file} knew are spent now" if adopted else "the database knew all claims")
+
+
+def fetch_journal(
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    state_dir: StateDir = None,
+    run: RunName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Get the claims journal back from the mirror, where the one here is lost or older.
+
+    With a database that is older than the journal the next start says how to go on. The daemon must not be running.
+
+    Example: dreamd database fetch-journal
+    """
+    from daemon.app import mirror_of
+    from daemon.storage.database import open_database, sqlite_path
+    from daemon.storage.lock import RunLock
+
+    settings = load(config, set_, state_dir, run).config
+    file, database = settings.run.claims_log, sqlite_path(settings.run.url)
+    mirror = mirror_of(settings)
+    if mirror is None:
+        raise UsageError("checkpoints.mirror_url is not set, so there is no mirror to fetch from")
+    with contextlib.ExitStack() as stack:
+        if database is None or database.exists():  # without a database no daemon can run
+            engine = open_database(settings.run.url)
+            stack.callback(engine.dispose)
+            stack.enter_context(RunLock(engine, settings.run.name))
+        added = mirror.fetch_journal(file)
+    if as_json:
+        print_json({"journal": str(file), "claims": added})
+    else:
+        echo(f"{added} claims came back into {file}" if added else f"{file} has every claim that {mirror.url} has")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -36,10 +37,34 @@ def queue_all(stages: Stages) -> None:
                 stages.ledger.enqueue_mirror(checkpoint.version)
 
 
+def refuse_older_journal(stages: Stages) -> None:
+    """Compare the claims journal with the mirror's before anything is drawn; one that does not answer is told of later.
+
+    Raises:
+        RestoredBackupError: the mirror's has claims that this one lacks.
+    """
+    with contextlib.suppress(MirrorError):
+        send_journal(stages)
+
+
+def send_journal(stages: Stages, *, thorough: bool = False) -> None:
+    """Mirror the claims journal; `thorough`: and read all of what is there.
+
+    Raises:
+        MirrorError: it failed.
+        RestoredBackupError: the mirror's has claims that the one here lacks.
+    """
+    if stages.mirror is not None and stages.claims_log is not None and stages.claims_log.exists():
+        stages.mirror.push_journal(stages.claims_log, thorough=thorough)
+
+
 def send_due(stages: Stages, now: datetime) -> None:
-    """Queue the head, and send a few of what is queued.
+    """Send the claims journal, queue the head, and send a few of what is queued.
 
     A failure makes the whole mirror rest, 1 minute at first, 6 hours at most: it is hardly ever about one checkpoint.
+
+    Raises:
+        RestoredBackupError: the mirror's journal has claims that the one here lacks.
     """
     mirror, ledger = stages.mirror, stages.ledger
     if mirror is None:
@@ -52,6 +77,10 @@ def send_due(stages: Stages, now: datetime) -> None:
     # Those that failed come last: if it was about one of them, the others do not wait for it.
     due = sorted((task for task in tasks if not _waits(task, now)), key=lambda task: task.attempts)[:TASKS_AT_ONCE]
     until, sent = time.monotonic() + SECONDS_AT_ONCE, set[str]()
+    try:
+        send_journal(stages)
+    except MirrorError as error:
+        return _failed(stages, mirror, MirrorTask(ledger.head().version, 0, now), failed, now, error)
     for task in due:
         stages.observer.check_stop()
         seconds = until - time.monotonic()

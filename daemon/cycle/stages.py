@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from daemon.domain.errors import StaleEngineError
@@ -57,6 +58,8 @@ class Stages:
     reference_items: int
     """Held-out prompts per pass/fail probe that the base is measured on."""
     mirror: Mirror | None = None
+    claims_log: Path | None = None
+    """The claims journal, which is mirrored as well."""
     scrubber: Scrubber | None = None
     scrub_bytes: int = 0
     """Of published files, read again per cycle."""

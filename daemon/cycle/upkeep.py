@@ -6,6 +6,7 @@ one exception is a head that is damaged and cannot be brought back.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import time
@@ -15,9 +16,16 @@ from datetime import UTC, datetime, timedelta
 
 from daemon.cycle.guard import Pause
 from daemon.cycle.mending import HeadDamagedError, mend
-from daemon.cycle.mirroring import send_again, send_due
+from daemon.cycle.mirroring import send_again, send_due, send_journal
 from daemon.cycle.stages import Stages
-from daemon.domain.errors import CheckpointError, DatabaseError, DiskError, MirrorError, StopRequested
+from daemon.domain.errors import (
+    CheckpointError,
+    DatabaseError,
+    DiskError,
+    MirrorError,
+    RestoredBackupError,
+    StopRequested,
+)
 from daemon.domain.lineage import baked
 from daemon.domain.records import Checkpoint
 from daemon.domain.retention import LOSSY_MARKER, links
@@ -39,6 +47,7 @@ def maintain(stages: Stages, now: datetime | None = None) -> None:
         StopRequested: the daemon must stop; what is left is due the next time.
         HeadDamagedError: the head's files are damaged, and there is no other copy.
         DatabaseError: nothing can be recorded.
+        RestoredBackupError: the mirror's claims journal has claims that the one here lacks.
     """
     moment = now or datetime.now(UTC)
     for part in (send_due, _scrub, _rehearse):
@@ -64,7 +73,7 @@ class PausedUpkeep:
 def _alone(stages: Stages, part: Callable[[Stages, datetime], None], now: datetime) -> None:
     try:
         part(stages, now)
-    except (StopRequested, HeadDamagedError, DatabaseError):
+    except (StopRequested, HeadDamagedError, DatabaseError, RestoredBackupError):
         raise
     except Exception as error:  # noqa: BLE001 - recorded; the next part, and training, must go on
         reason = f"{type(error).__name__}: {error}"
@@ -97,6 +106,8 @@ def _rehearse(stages: Stages, now: datetime) -> None:
     """
     if not _rehearsal_is_due(stages, now):
         return
+    with contextlib.suppress(MirrorError):  # told by mirroring already
+        send_journal(stages, thorough=True)
     images = [c for c in stages.ledger.checkpoints() if not c.exact and c.state is not CheckpointState.PRUNED]
     images.sort(key=lambda checkpoint: (checkpoint.chain_length, checkpoint.cycle_number or 0))
     done, head_error = [], None

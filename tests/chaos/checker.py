@@ -29,6 +29,7 @@ def check(url: str, state: Path, run_name: str = "default", mirror: Path | None 
     upkeep.nothing_was_found_damaged(recorded, findings)
     if mirror is not None:
         upkeep.mirror_is_whole(recorded, mirror, findings)
+        upkeep.mirrored_claims(mirror, root / CLAIMS_LOG, findings)
     lineage.descends_from_base(recorded, root, findings)
     lineage.batches_are_claims(recorded, findings)
     lineage.head_moved_as_decided(recorded, findings)

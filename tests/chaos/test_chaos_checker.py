@@ -269,6 +269,14 @@ PLANTED: dict[str, tuple[Callable[[Copy], object], str]] = {
         lambda copy: flip_bit(next((copy.directory / "mirror" / f"cycle-{HEAD:06d}").glob("image.*"))),
         "I2: the mirror's cycle-000005: image.",
     ),
+    "one bit of the mirror's claims is flipped": (
+        lambda copy: flip_bit(next((copy.directory / "mirror" / "claims").iterdir())),
+        "I1: the mirror's claims/000000-",
+    ),
+    "the mirror knows a claim that was forgotten here": (
+        lambda copy: write_claims_log(copy, without=1),
+        "I1: the mirror's claims: b'1 ",
+    ),
     "the mirror lost a checkpoint": (
         lambda copy: shutil.rmtree(copy.directory / "mirror" / "base"),
         "I2: the mirror has no base",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from blake3 import blake3
 from chaos import published
 from chaos.findings import Findings
 from chaos.recorded import Recorded
@@ -26,6 +27,21 @@ def nothing_was_found_damaged(recorded: Recorded, findings: Findings) -> None:
         findings.check("I2 rehearsals", bool(row["passed"]), f"{row['version']}: a rehearsal failed: {row['detail']}")
     for row in recorded.tables.get("events", []):
         findings.check("I2 events", row["name"] not in DAMAGE, f"an event {row['name']}: {row['payload']}")
+
+
+def mirrored_claims(mirror: Path, claims_log: Path, findings: Findings) -> None:
+    """I1: every part of the mirror's claims journal hashes to its name, and says nothing that the one here does not."""
+    parts: dict[str, bytes] = {}
+    for part in sorted((mirror / "claims").glob("[0-9]*.log")):
+        number, expected = part.stem.split("-")
+        content = part.read_bytes()
+        sound = blake3(content).hexdigest()[:16] == expected
+        findings.check("I1 parts of the mirror's claims.log", sound, f"the mirror's claims/{part.name} was altered")
+        parts[number] = max(parts.get(number, b""), content, key=len)
+    here = frozenset(claims_log.read_bytes().splitlines()) if claims_log.exists() else frozenset()
+    for line in b"".join(parts.values()).splitlines():
+        said = f"the mirror's claims: {line!r} is not known here"
+        findings.check("I1 mirrored claims known here", line in here, said)
 
 
 def mirror_is_whole(recorded: Recorded, mirror: Path, findings: Findings) -> None:

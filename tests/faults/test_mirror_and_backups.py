@@ -11,6 +11,7 @@ import pytest
 from harness import RecordingObserver, check_invariants, dream, flip_bit, load, outcomes, query
 
 from daemon import app
+from daemon.checkpoints.mirror import FsspecMirror
 from daemon.domain.errors import CheckpointError, ConfigError, RestoredBackupError
 from daemon.storage.database import open_database
 from daemon.storage.journal import adopt_journal
@@ -21,7 +22,7 @@ NewRun = Callable[..., Path]
 def test_an_unreachable_mirror_stops_nothing(new_run: NewRun, tmp_path: Path) -> None:
     """Fault 28: nobody listens at the mirror's address: two cycles are promoted, all is queued, and it is said once.
 
-    With a mirror that answers the next start sends everything, byte for byte.
+    With another mirror, that answers, the next start sends everything, byte for byte, whatever the back-off was.
     """
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and never listens
@@ -36,9 +37,6 @@ def test_an_unreachable_mirror_stops_nothing(new_run: NewRun, tmp_path: Path) ->
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     file.write_text(file.read_text().replace(away, f"file://{mirror}"))
-    # The back-off of a minute would have to be waited for.
-    later = "update mirror_tasks set next_try_at = (select started_at from cycles where number = 1)"
-    _execute(file.parent / "state" / "dreamd.sqlite3", later)
     dream(file, 1)
     assert query(file, "select count(*) from mirror_tasks where mirrored_at is null") == [(0,)]
     local = file.parent / "state" / "checkpoints"
@@ -109,6 +107,42 @@ def test_an_older_database_is_not_resumed(new_run: NewRun, tmp_path: Path) -> No
     check_invariants(file)
 
 
+def test_an_older_copy_of_a_whole_host_is_not_resumed(new_run: NewRun, tmp_path: Path) -> None:
+    """Fault 30: database and claims journal of a cycle ago are put back, so that neither contradicts the other.
+
+    The mirror's journal does: the start ends with 78 and draws nothing. Fetched and adopted, the run goes on, and
+    nothing that was claimed after the copy is claimed again.
+    """
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    file = new_run(checkpoints={"mirror_url": f"file://{mirror}"})
+    state = file.parent / "state"
+    database, journal = state / "dreamd.sqlite3", state / "checkpoints" / "claims.log"
+    dream(file, 1)
+    for name in (database, journal):
+        shutil.copy(name, tmp_path / name.name)
+    dream(file, 1)
+    newest = journal.read_bytes()
+    claimed = query(file, "select content_hash from claims where cycle = 2 order by 1")
+    for name in (database, journal):
+        shutil.copy(tmp_path / name.name, name)
+    with pytest.raises(RestoredBackupError, match="fetch-journal") as caught:
+        dream(file, 1)
+    assert caught.value.exit_code == 78
+    assert query(file, "select count(*) from cycles") == [(1,)]
+    assert FsspecMirror(f"file://{mirror}").fetch_journal(journal) == len(claimed) > 0
+    assert journal.read_bytes() == newest
+    with pytest.raises(RestoredBackupError, match="adopt-journal"):
+        dream(file, 1)
+    engine = open_database(load(file).config.run.url)
+    assert adopt_journal(engine, "default", journal) == len(claimed)
+    engine.dispose()
+    dream(file, 1)
+    assert outcomes(file) == ["promoted", "lost", "promoted"]
+    assert query(file, "select content_hash from claims where cycle = 2 order by 1") == claimed
+    check_invariants(file)
+
+
 def test_a_lost_database_is_begun_anew(new_run: NewRun) -> None:
     """No backup of the database at all: `init` beside the old state directory says so; adopted, the run goes on.
 
@@ -145,11 +179,3 @@ def test_a_second_run_gets_a_state_directory_of_its_own(new_run: NewRun) -> None
 def _files(directory: Path) -> dict[str, bytes]:
     """Bytes by name; the marker of a lossy checkpoint says something else at each place."""
     return {path.name: b"" if path.name == "lossy" else path.read_bytes() for path in directory.iterdir()}
-
-
-def _execute(database: Path, statement: str) -> None:
-    from pysqlite3 import dbapi2
-
-    connection = dbapi2.connect(str(database), isolation_level=None)
-    connection.execute(statement)
-    connection.close()

@@ -338,6 +338,31 @@ def test_a_backup_is_whole_replaces_nothing_and_is_made_beside_the_daemon(
     assert (done.returncode, "pg_dump -Fc -f b DATABASE" in done.stderr) == (2, True)
 
 
+def test_the_journal_comes_back_from_the_mirror(dreamd: Call, state: Path, tmp_path: Path) -> None:
+    """Without a mirror, while the daemon holds the lock, or where the one here is newer: an error, and nothing changes;
+    else it is here again, and a database that lacks its claims is refused until it adopts them."""
+    at = ("--state-dir", str(state), "--set", f"checkpoints.mirror_url={mirrored(state, tmp_path)}")
+    log = state / "checkpoints" / "claims.log"
+    none = dreamd("db", "fetch-journal", "--state-dir", str(state))
+    assert (none.returncode, "checkpoints.mirror_url is not set" in none.stderr) == (2, True)
+    log.write_text(f"run default\n9 scenario {'a' * 64}\n")
+    FsspecMirror(at[-1].split("=")[1]).push_journal(log)
+    content = log.read_bytes()
+    log.write_text(log.read_text() + f"9 example {'b' * 64}\n")
+    newer = dreamd("db", "fetch-journal", *at)
+    assert (newer.returncode, "lacks 1 claims" in newer.stderr) == (75, True)
+    log.unlink()
+    engine = open_database(f"sqlite:///{state / 'dreamd.sqlite3'}")
+    with RunLock(engine, "default"):
+        assert dreamd("db", "fetch-journal", *at).returncode == 75
+    engine.dispose()
+    assert not log.exists()
+    assert dreamd("db", "fetch-journal", *at).stdout == f"1 claims came back into {log}\n"
+    assert log.read_bytes() == content
+    assert json.loads(dreamd("db", "fetch-journal", "--json", *at).stdout) == {"journal": str(log), "claims": 0}
+    assert dreamd("checkpoints", "prune", *at).returncode == 78
+
+
 def test_an_older_backup_is_refused_until_the_journal_is_adopted(dreamd: Call, state: Path, tmp_path: Path) -> None:
     """What the journal knows and the database does not becomes spent, once; then the run can be owned again."""
     at = ("--state-dir", str(state))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
@@ -17,9 +17,9 @@ from upkeep_fakes import START, Mirror, World
 from daemon.cycle import mirroring, upkeep
 from daemon.cycle.guard import Pause
 from daemon.cycle.mending import HeadDamagedError
-from daemon.cycle.mirroring import queue_all
+from daemon.cycle.mirroring import queue_all, refuse_older_journal
 from daemon.cycle.upkeep import PausedUpkeep, maintain
-from daemon.domain.errors import DatabaseError, DiskError, StopRequested
+from daemon.domain.errors import DatabaseError, DiskError, MirrorError, RestoredBackupError, StopRequested
 from daemon.domain.records import Checkpoint
 from daemon.domain.retention import Retention
 from daemon.domain.states import CheckpointKind, CheckpointState
@@ -67,6 +67,57 @@ def test_mirror_at_another_url_gets_everything_anew(tmp_path: Path, moved: bool)
     queue_all(stages)
     maintain(stages, world.later(minutes=1))
     assert other.versions() == (world.ledger.rows.keys() if moved else frozenset())
+
+
+def test_claims_are_mirrored_before_checkpoints(tmp_path: Path) -> None:
+    """The journal goes with each turn; a mirror that does not take it rests like one that takes no checkpoint."""
+    world = World(tmp_path)
+    stages = world.with_(claims_log=tmp_path / "claims.log")
+    maintain(stages, world.now)  # there are no claims yet
+    (tmp_path / "claims.log").write_text("run test\n1 scenario a\n")
+    maintain(stages, world.now)
+    world.mirror.fetch_journal(tmp_path / "back")
+    assert (tmp_path / "back").read_text() == "run test\n1 scenario a\n"
+    world.mirror.down = True
+    maintain(stages, world.later(minutes=1))
+    assert [told["num_failures"] for told in world.ledger.named("mirror_unreachable")] == [1]
+    world.mirror.down = False
+    maintain(stages, world.later(minutes=2))
+    assert len(world.ledger.named("mirror_recovered")) == 1
+    assert world.ledger.tasks == {}
+
+
+@pytest.mark.parametrize("ask", [maintain, refuse_older_journal])
+def test_claims_that_only_the_mirror_knows_stop_training(tmp_path: Path, ask: Callable[..., None]) -> None:
+    """An older journal was put back here: neither a start nor a cycle goes over it, whether or not the database is
+    older too. A mirror that does not answer stops no start."""
+    world = World(tmp_path)
+    journal = tmp_path / "claims.log"
+    stages = world.with_(claims_log=journal)
+    journal.write_text("run test\n1 scenario a\n2 scenario b\n")
+    maintain(stages, world.now)
+    journal.write_text("run test\n1 scenario a\n")
+    with pytest.raises(RestoredBackupError, match="fetch-journal"):
+        ask(stages)
+    world.mirror.down = True
+    refuse_older_journal(stages)
+
+
+def test_a_rehearsal_mends_the_journal_at_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full part that rots there is found and sent again."""
+    monkeypatch.setattr("daemon.checkpoints.mirrored_journal.PART_BYTES", 10)
+    world = World(tmp_path)
+    journal = tmp_path / "claims.log"
+    journal.write_text("run test\n1 scenario a\n2 scenario b\n")
+    stages = world.with_(claims_log=journal, rehearse_every=timedelta(days=7))
+    maintain(stages, world.now)
+    flip(min((tmp_path / "mirror" / "claims").iterdir()), 3)
+    world.ledger.rehearsed_at = world.ledger.passed_at = world.now
+    maintain(stages, world.later(days=1))
+    with pytest.raises(MirrorError, match="part 0 of the claims journal is damaged"):
+        world.mirror.fetch_journal(tmp_path / "back")
+    maintain(stages, world.later(days=7))
+    assert world.mirror.fetch_journal(tmp_path / "back") == 2
 
 
 def test_unreachable_mirror_is_told_once_a_day_and_tried_ever_less(tmp_path: Path) -> None:

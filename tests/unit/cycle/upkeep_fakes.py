@@ -172,6 +172,10 @@ class Mirror(FsspecMirror):
         self._reach()
         super().fetch(version, root_hash, directory)
 
+    def push_journal(self, journal: Path, *, thorough: bool = False) -> int:
+        self._reach()
+        return super().push_journal(journal, thorough=thorough)
+
     def versions(self) -> frozenset[str]:
         self._reach()
         return super().versions()

@@ -145,11 +145,12 @@ def serve(
         paused = PausedUpkeep()
 
         def setup() -> None:
-            if mirror is not None:  # it may have what does not verify here
+            if mirror is not None:
+                refuse_older_journal(mirror, config.run.claims_log)
+                # It may have what does not verify here.
                 Repair(ledger, _store(config), mirror, observer, config.watchdog.baked_after).run()
             stages.append(prepare(_build(config, ledger, run.seed, source, observer)))
             recover(stages[0])
-            refuse_older_journal(stages[0])
             queue_all(stages[0])
 
         def teardown() -> None:

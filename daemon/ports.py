@@ -41,7 +41,7 @@ from daemon.domain.records import (
     WrittenState,
 )
 from daemon.domain.states import Outcome, RollbackTarget
-from daemon.domain.upkeep import MirrorTask, Rehearsal, ScrubResult
+from daemon.domain.upkeep import FetchedJournal, MirrorTask, Rehearsal, ScrubResult
 from daemon.domain.verdicts import (
     Breaker,
     CycleRecord,
@@ -222,7 +222,7 @@ class Snapshot(Protocol):
         """By parameter name, all parameters: what the one step since the parent changed; None when unknown."""
 
     def write(self, directory: Path) -> WrittenState:
-        """Write the exact state into `directory`, which is empty."""
+        """Write the exact state into `directory`, as new files."""
 
 
 class Publication(Protocol):
@@ -369,21 +369,22 @@ class Mirror(Protocol):
         """
 
     def push_journal(self, journal: Path, *, thorough: bool = False) -> int:
-        """Copy the claims journal, or what was added to it; the bytes sent.
+        """Copy what the claims journal, which may be missing here, has more than the one there; the bytes sent.
 
         Args:
             thorough: read all of what is there, and mend it.
 
         Raises:
-            MirrorError: unreachable, or what was read back is not what was sent.
+            MirrorError: unreachable, another run's is there, or what was read back is not what was sent.
             RestoredBackupError: the one there has claims that this one lacks.
+            CheckpointError: the one here is damaged.
         """
 
-    def fetch_journal(self, journal: Path) -> int:
-        """Put the claims journal that is there in the place of the file; how many claims the file lacked.
+    def fetch_journal(self, journal: Path, run_name: str) -> FetchedJournal:
+        """Add the claims that are there to the file, or make it; what is no claim in it goes away.
 
         Raises:
-            MirrorError: unreachable, damaged there, or the file has claims that it lacks; nothing changed.
+            MirrorError: unreachable; there is none; it is another run's, or the file is. Nothing changed.
             DiskError: it cannot be written here; nothing changed.
         """
 
@@ -724,8 +725,8 @@ class Ledger(Protocol):
     def mirror_failed(self, version: str, error: str, next_try_at: datetime) -> None:
         """It stays queued."""
 
-    def mirror_anew(self) -> None:
-        """The mirror is another one: all that was ever queued is queued again."""
+    def wake_mirror(self, *, anew: bool) -> None:
+        """What waits for the mirror may be tried at once; `anew`: it is another mirror, that has nothing yet."""
 
     def last_config(self) -> Mapping[str, Any] | None:
         """The configuration that the newest cycle was opened with; None: there was none."""

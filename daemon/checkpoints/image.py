@@ -61,7 +61,9 @@ def image_digest(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         tensor = weights[name].detach()
         hasher.update(json.dumps([name, list(tensor.shape)], separators=(",", ":")).encode() + b"\n")
-        for piece in torch.split(tensor.reshape(-1), _ROUNDED_AT_ONCE):
+        # Elsewhere than on the CPU each piece would be a wait for the device.
+        at_once = _ROUNDED_AT_ONCE if tensor.device.type == "cpu" else max(1, tensor.numel())
+        for piece in torch.split(tensor.reshape(-1), at_once):
             if len(piece):  # an empty tensor may have a stride that torch does not view as bytes
                 hasher.update(words_of(_rounded(piece)).view(torch.uint8).numpy().data)
     return hasher.hexdigest()

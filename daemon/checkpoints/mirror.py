@@ -26,12 +26,14 @@ from daemon.checkpoints.manifest import (
     hash_file,
     read_manifest,
 )
-from daemon.checkpoints.mirrored_journal import claims_of, push_journal, read_journal
+from daemon.checkpoints.mirrored_journal import claims_of, owner_of, push_journal, read_journal
 from daemon.checkpoints.remote import CHUNK_BYTES, TEMPORARY_PREFIX, Link, Remote
 from daemon.domain.errors import CheckpointError, DiskError, MirrorError
+from daemon.domain.journal import LINE
 from daemon.domain.records import Blob
 from daemon.domain.retention import LOSSY_MARKER
 from daemon.domain.states import CheckpointKind
+from daemon.domain.upkeep import FetchedJournal
 
 TIMEOUT_S = 60.0
 _LOSSY_HERE = b"weights and optimizer as trained are not kept here; the image is\n"
@@ -120,22 +122,24 @@ class FsspecMirror:
         what = "sending the claims journal"
         return self._remote.run(what, lambda link: push_journal(link, journal, thorough=thorough))
 
-    def fetch_journal(self, journal: Path) -> int:
-        content = self._remote.run("fetching the claims journal", read_journal)
+    def fetch_journal(self, journal: Path, run_name: str) -> FetchedJournal:
+        found, owner = self._remote.run("fetching the claims journal", read_journal), f"run {run_name}\n".encode()
         here = journal.read_bytes() if journal.exists() else b""
-        missing = claims_of(here) - claims_of(content)
-        if missing:
-            raise MirrorError(
-                f"{self.url}: the claims journal there lacks {len(missing)} claims that {journal} has; that one is the "
-                "newer: nothing was fetched"
-            )
+        for other in (found.owner, owner_of(here)):
+            if other not in (None, owner):
+                raise MirrorError(f"{self.url}: {journal} or the claims journal there is not run {run_name}'s")
+        # What is here stays, in its place, for it may have gone on since; what is no claim is damage, and goes.
+        claims = [line for line in here.splitlines(keepends=True) if LINE.fullmatch(line)]
+        known = claims_of(here)
+        missing = [line for line in found.lines if not claims_of(line) <= known]
+        content = b"".join((owner, *claims, *missing))
         try:
-            if content and content != here:
+            if content != here:
                 journal.parent.mkdir(parents=True, exist_ok=True)
                 write_durably(journal, content.decode("ascii"))
         except OSError as error:
             raise DiskError(f"{journal}: could not be written ({error}); nothing changed: free space") from error
-        return len(claims_of(content) - claims_of(here))
+        return FetchedJournal(len(missing), found.num_damaged)
 
 
 def _push(link: Link, directory: Path, manifest: Manifest, until: float, *, exact: bool) -> int | None:

@@ -1,131 +1,238 @@
-"""The claims journal at the mirror, in parts: URL/claims/NUMBER-HASH.log.
+"""The claims journal at the mirror, in parts: URL/claims/START-END-HASH.log.
 
-The journal only grows, so every part but the last is full and stays as it is. The last one is replaced: the new one is
-there, read back, before the old one goes. A part that does not hash to its name is damaged, and counts as absent. What
-a line means is not known here.
+A part is the whole lines between two bytes of the journal here, named by these and by the hash of its content. So the
+listing alone tells whether both agree. Parts are never changed. Small ones are joined into a larger one, which is there
+before they go: whatever breaks off, nothing is missing there, and something may be there twice.
+
+A part that is not of the file here is read: its claims must be known here. A journal that was lost and made anew has
+the same claims in other lines; one that is an older copy lacks some, and must not be trained with.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
 from daemon.checkpoints.remote import TEMPORARY_PREFIX, Link
-from daemon.domain.errors import MirrorError, RestoredBackupError
+from daemon.domain.errors import CheckpointError, MirrorError, RestoredBackupError
+from daemon.domain.journal import LINE, LONGEST_LINE, OWNER
 
 FOLDER = "claims"
 PART_BYTES = 2**20
+"""Of a part, at most."""
+PARTS_AT_ONCE = 64
+"""Sent by one call; the next goes on."""
+SMALL_PARTS = 16
+"""Next to each other, that are joined."""
+_NAME = re.compile(r"([0-9]{12})-([0-9]{12})-([0-9a-f]{16})\.log")
 
-_Parts = Mapping[int, Mapping[str, int]]
-"""Number -> name -> bytes; two names where a replacement broke off."""
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Part:
+    start: int
+    end: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.start:012d}-{self.end:012d}-{self.digest}.log"
+
+
+@dataclass(frozen=True, slots=True)
+class MirroredClaims:
+    """What the parts there say."""
+
+    owner: bytes | None
+    """The first line, which names the run."""
+    lines: Sequence[bytes]
+    """Each claim's once."""
+    num_damaged: int
+    """Parts that do not hash to their names. What can be read of them counts."""
 
 
 def push_journal(link: Link, journal: Path, *, thorough: bool) -> int:
-    """Have there what is in the file here; the bytes sent.
+    """Have there every claim of the file here, which may be missing; the bytes sent.
 
     Args:
-        thorough: read the full parts there as well, and send those again that are damaged.
+        thorough: read every part there, and send those again that are damaged.
 
     Raises:
-        RestoredBackupError: what is there goes on differently: the file here is an older one, or another run's.
-        MirrorError: what was read back is not what was sent.
+        RestoredBackupError: claims there are not known here: the file here is an older copy.
+        MirrorError: another run's journal is there; what was read back is not what was sent.
+        CheckpointError: the file here is damaged; nothing of that was sent.
     """
     link.make(FOLDER)
-    there, num_parts = _parts(link), math.ceil(journal.stat().st_size / PART_BYTES)
-    last = max(there, default=0)
-    if not all(_goes_on(_part(journal, last), content) for content in _sound(link, there, last)):
-        _refuse_older(link, there, journal)
-        thorough = True  # the same claims in another order, as a journal that was made anew from the database has them
-    sent = 0
-    for number in range(num_parts):
-        if thorough or number >= last or PART_BYTES not in there.get(number, {}).values():
-            sent += _replace(link, there.get(number, {}), number, _part(journal, number))
-    for number in range(num_parts, max(there, default=0) + 1):
-        for name in there.get(number, {}):
-            link.remove(FOLDER, name)
+    size, agreed, others = _size(journal), [], []
+    for part, num_bytes in _listed(link, tidy=True):
+        if part.end > size or _hash(_read(journal, part.start, part.end)) != part.digest:
+            others.append(part)
+        elif num_bytes == part.end - part.start and not (thorough and _sound(link, part) is None):
+            agreed.append(part)
+        else:
+            link.remove(FOLDER, part.name)  # damaged; sent again below
+    _require_known(link, others, journal, size)
+    missing = [piece for start, end in _gaps(agreed, size) for piece in _cut(journal, start, end)]
+    sent = sum(_put(link, journal, part) for part in missing[:PARTS_AT_ONCE])
+    if len(missing) <= PARTS_AT_ONCE:
+        for part in others:  # their claims are all there in other lines
+            link.remove(FOLDER, part.name)
+        sent += _join(link, journal, sorted((*agreed, *missing)))
     return sent
 
 
-def read_journal(link: Link) -> bytes:
-    """The whole journal that is there; empty when there is none.
+def read_journal(link: Link) -> MirroredClaims:
+    """Every claim that is there.
 
     Raises:
-        MirrorError: a part is damaged or missing.
+        MirrorError: there is no journal.
     """
-    there = _parts(link)
-    found = []
-    for number in range(max(there, default=-1) + 1):
-        content = max(_sound(link, there, number), key=len, default=None)
-        if content is None:
-            raise MirrorError(
-                f"{link.url(FOLDER)}: part {number} of the claims journal is damaged or missing; nothing was fetched"
-            )
-        found.append(content)
-    return b"".join(found)
+    owner, lines, num_damaged = None, dict[bytes, None](), 0
+    parts = sorted(part for part, _ in _listed(link, tidy=False))
+    if not parts:
+        raise MirrorError(f"{link.url(FOLDER)}: there is no claims journal; check checkpoints.mirror_url")
+    for part in parts:
+        content = b"".join(link.read(FOLDER, part.name))
+        if _hash(content) == part.digest:
+            owner = owner or owner_of(content)
+        else:  # a claim too many costs nothing, and one too few an example that is trained twice
+            num_damaged += 1
+        lines.update(dict.fromkeys(line for line in _lines(content) if LINE.fullmatch(line)))
+    return MirroredClaims(owner, tuple(lines), num_damaged)
 
 
 def claims_of(content: bytes) -> frozenset[bytes]:
-    """Whole lines but the first, which names the run."""
-    return frozenset(content[: content.rfind(b"\n") + 1].splitlines()[1:])
+    """Content hashes; what is no claim is passed over."""
+    return frozenset(match[3] for line in _lines(content) if (match := LINE.fullmatch(line)))
 
 
-def _refuse_older(link: Link, there: _Parts, journal: Path) -> None:
-    content = b"".join(max(_sound(link, there, number), key=len, default=b"") for number in sorted(there))
-    unknown = claims_of(content) - claims_of(journal.read_bytes())
+def owner_of(content: bytes) -> bytes | None:
+    """The first line, if it names a run."""
+    first = content[: content.find(b"\n") + 1]
+    return first if OWNER.fullmatch(first) else None
+
+
+def _require_known(link: Link, parts: Iterable[_Part], journal: Path, size: int) -> None:
+    """Whether every claim of these parts is in the file here; a part that was once of it, and rotted, is removed."""
+    unknown = set[bytes]()
+    here = owner_of(_read(journal, 0, LONGEST_LINE)) if size else None
+    for part in parts:
+        content = _sound(link, part)
+        if content is None and part.end <= size:
+            link.remove(FOLDER, part.name)
+            continue
+        # One that is damaged, and longer than the file here, still tells that there was more.
+        content = content or b"".join(link.read(FOLDER, part.name))
+        there = owner_of(content) if part.start == 0 else None
+        if here is not None and there is not None and here != there:
+            raise MirrorError(
+                f"{link.url(FOLDER)}: the claims journal of {there.decode().strip()} is there, and this is "
+                f"{here.decode().strip()}; give each run a checkpoints.mirror_url of its own"
+            )
+        unknown |= claims_of(content)
+    if unknown and size:
+        with journal.open("rb") as file:
+            unknown.difference_update(match[3] for line in file if (match := LINE.fullmatch(line)))
     if unknown:
         raise RestoredBackupError(
             f"{link.url(FOLDER)}: the claims journal there has {len(unknown)} claims that {journal} lacks: that is an "
-            "older copy, or another run mirrors to the same place. `dreamd database fetch-journal` gets it; a database "
-            "that is older as well is told then how to go on. Give another run a checkpoints.mirror_url of its own"
+            "older copy, or is damaged, or another run mirrors to the same place. Get them with `dreamd db "
+            "fetch-journal`; a database that lacks them as well is told then how to go on. If it is another run, give "
+            "this one a checkpoints.mirror_url of its own"
         )
 
 
-def _goes_on(here: bytes, there: bytes) -> bool:
-    """Whether a part here is one there, continued; a line that a crash left half does not count."""
-    return here.startswith(there[: there.rfind(b"\n") + 1])
+def _gaps(parts: Iterable[_Part], size: int) -> Iterator[tuple[int, int]]:
+    """What no part covers."""
+    position = 0
+    for part in sorted(parts):
+        if part.start > position:
+            yield position, part.start
+        position = max(position, part.end)
+    if size > position:
+        yield position, size
 
 
-def _replace(link: Link, present: Mapping[str, int], number: int, content: bytes) -> int:
-    name = f"{number:06d}-{_hash(content)}.log"
-    sent = 0
-    if present.get(name) != len(content) or b"".join(link.read(FOLDER, name)) != content:
-        link.write(FOLDER, name, [content])
-        sent = len(content)
-        if b"".join(link.read(FOLDER, name)) != content:
-            link.remove(FOLDER, name)
-            raise MirrorError(
-                f"{link.url(FOLDER, name)}: what was read back is not what was sent; check the disk there"
+def _cut(journal: Path, start: int, end: int) -> Iterator[_Part]:
+    """Parts of whole lines."""
+    while start < end:
+        content = _read(journal, start, min(end, start + PART_BYTES))
+        content = content[: content.rfind(b"\n") + 1]
+        claims = _lines(content)[1:] if start == 0 and owner_of(content) else _lines(content)
+        if not content or not all(map(LINE.fullmatch, claims)):
+            raise CheckpointError(
+                f"{journal}: damaged after byte {start}: not a claim (CYCLE KIND HASH); nothing of that was mirrored. "
+                "The next start says which line, and what to do"
             )
-    for other in present.keys() - {name}:
-        link.remove(FOLDER, other)
+        yield _Part(start, start + len(content), _hash(content))
+        start += len(content)
+
+
+def _join(link: Link, journal: Path, parts: Sequence[_Part]) -> int:
+    """Join small parts next to each other, so that there are not as many as cycles."""
+    sent, group = 0, list[_Part]()
+    for part in (*parts, None):
+        if part is not None and (not group or _fits(group, part)):
+            group.append(part)
+            continue
+        if len(group) >= SMALL_PARTS:
+            start, end = group[0].start, group[-1].end
+            sent += _put(link, journal, _Part(start, end, _hash(_read(journal, start, end))))
+            for small in group:
+                link.remove(FOLDER, small.name)
+        group = [part] if part is not None else []
     return sent
 
 
-def _parts(link: Link) -> _Parts:
-    found: dict[int, dict[str, int]] = {}
-    for name, size in link.files(FOLDER).items():
-        number = name.split("-", 1)[0]
-        if name.startswith(TEMPORARY_PREFIX):  # of an earlier push that broke off
+def _fits(group: Sequence[_Part], part: _Part) -> bool:
+    return part.start == group[-1].end and part.end - group[0].start <= PART_BYTES
+
+
+def _put(link: Link, journal: Path, part: _Part) -> int:
+    content = _read(journal, part.start, part.end)
+    link.write(FOLDER, part.name, [content])
+    if _sound(link, part) is None:
+        link.remove(FOLDER, part.name)
+        raise MirrorError(
+            f"{link.url(FOLDER, part.name)}: what was read back is not what was sent; check the disk there"
+        )
+    return len(content)
+
+
+def _listed(link: Link, *, tidy: bool) -> Iterator[tuple[_Part, int]]:
+    """The parts that are there, and the bytes of each; `tidy`: what an earlier push left half is removed."""
+    for name, num_bytes in link.files(FOLDER).items():
+        if match := _NAME.fullmatch(name):
+            yield _Part(int(match[1]), int(match[2]), match[3]), num_bytes
+        elif tidy and name.startswith(TEMPORARY_PREFIX):
             link.remove(FOLDER, name)
-        elif number.isdecimal():
-            found.setdefault(int(number), {})[name] = size
-    return found
 
 
-def _sound(link: Link, there: _Parts, number: int) -> Iterator[bytes]:
-    for name in there.get(number, {}):
-        content = b"".join(link.read(FOLDER, name))
-        if name == f"{number:06d}-{_hash(content)}.log":
-            yield content
+def _sound(link: Link, part: _Part) -> bytes | None:
+    content = b"".join(link.read(FOLDER, part.name))
+    return content if _hash(content) == part.digest else None
 
 
-def _part(journal: Path, number: int) -> bytes:
+def _size(journal: Path) -> int:
+    """Bytes of the whole lines here; 0 without a file."""
+    if not journal.exists():
+        return 0
+    size = journal.stat().st_size
+    tail = _read(journal, max(0, size - LONGEST_LINE), size)
+    return size - len(tail) + tail.rfind(b"\n") + 1
+
+
+def _read(journal: Path, start: int, end: int) -> bytes:
     with journal.open("rb") as file:
-        file.seek(number * PART_BYTES)
-        return file.read(PART_BYTES)
+        file.seek(start)
+        return file.read(end - start)
+
+
+def _lines(content: bytes) -> list[bytes]:
+    return content.splitlines(keepends=True)
 
 
 def _hash(content: bytes) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -33,13 +32,15 @@ class StoreScrubber:
         files = _files(self._store.path(version))
         # Before: what is in memory says nothing about the disk. After: what is read here will not be read again soon,
         # and would push out what others use.
-        _forget(files)
+        for file in files:
+            disk.forget(file)
         damage = None
         try:
             self._store.check(checkpoint)
         except (CheckpointError, OSError) as error:  # OSError: the disk itself gives up
             damage = str(error)
-        _forget(files)
+        for file in files:
+            disk.forget(file)
         return ScrubResult(version, damage is None, sum(map(_size, files)), damage)
 
 
@@ -49,9 +50,3 @@ def _files(directory: Path) -> list[Path]:
 
 def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
-
-
-def _forget(files: Sequence[Path]) -> None:
-    for file in files:
-        with contextlib.suppress(OSError):  # reading it says what is wrong
-            disk.forget(file)

@@ -114,7 +114,9 @@ def fetch_journal(
     run: RunName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Get the claims journal back from the mirror, where the one here is lost or older.
+    """Get the claims journal back from the mirror, where the one here is lost, damaged or older.
+
+    Claims that only the one here has stay in it.
 
     With a database that is older than the journal the next start says how to go on. The daemon must not be running.
 
@@ -134,8 +136,11 @@ def fetch_journal(
             engine = open_database(settings.run.url)
             stack.callback(engine.dispose)
             stack.enter_context(RunLock(engine, settings.run.name))
-        added = mirror.fetch_journal(file)
+        fetched = mirror.fetch_journal(file, settings.run.name)
     if as_json:
-        print_json({"journal": str(file), "claims": added})
-    else:
-        echo(f"{added} claims came back into {file}" if added else f"{file} has every claim that {mirror.url} has")
+        print_json({"journal": str(file), "claims": fetched.num_claims, "damaged_parts": fetched.num_damaged})
+        return
+    added = fetched.num_claims
+    echo(f"{added} claims came back into {file}" if added else f"{file} has every claim that {mirror.url} has")
+    if fetched.num_damaged:
+        echo(f"{fetched.num_damaged} parts of it are damaged there, and may have lacked claims")

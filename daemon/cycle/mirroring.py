@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from daemon.cycle.mending import mend
@@ -27,35 +28,26 @@ _DAMAGED_HERE = "damaged here: "
 
 
 def queue_all(stages: Stages) -> None:
-    """Queue every checkpoint that has files: the mirror may be new. At another URL it has nothing of the last one."""
+    """Queue every checkpoint that has files, to be tried at once: the mirror may be new.
+
+    At another URL it has nothing of what the last one took.
+    """
     if stages.mirror is not None:
         before = stages.ledger.last_config()
-        if before is not None and _url(before) != _url(stages.config):
-            stages.ledger.mirror_anew()
+        stages.ledger.wake_mirror(anew=before is not None and _url(before) != _url(stages.config))
         for checkpoint in stages.ledger.checkpoints():
             if checkpoint.state is not CheckpointState.PRUNED:
                 stages.ledger.enqueue_mirror(checkpoint.version)
 
 
-def refuse_older_journal(stages: Stages) -> None:
-    """Compare the claims journal with the mirror's before anything is drawn; one that does not answer is told of later.
+def refuse_older_journal(mirror: Mirror, journal: Path) -> None:
+    """Compare the claims journal with the mirror's before anything is done; one that does not answer is told of later.
 
     Raises:
         RestoredBackupError: the mirror's has claims that this one lacks.
     """
     with contextlib.suppress(MirrorError):
-        send_journal(stages)
-
-
-def send_journal(stages: Stages, *, thorough: bool = False) -> None:
-    """Mirror the claims journal; `thorough`: and read all of what is there.
-
-    Raises:
-        MirrorError: it failed.
-        RestoredBackupError: the mirror's has claims that the one here lacks.
-    """
-    if stages.mirror is not None and stages.claims_log is not None and stages.claims_log.exists():
-        stages.mirror.push_journal(stages.claims_log, thorough=thorough)
+        mirror.push_journal(journal)
 
 
 def send_due(stages: Stages, now: datetime) -> None:
@@ -78,7 +70,8 @@ def send_due(stages: Stages, now: datetime) -> None:
     due = sorted((task for task in tasks if not _waits(task, now)), key=lambda task: task.attempts)[:TASKS_AT_ONCE]
     until, sent = time.monotonic() + SECONDS_AT_ONCE, set[str]()
     try:
-        send_journal(stages)
+        if stages.claims_log is not None:
+            mirror.push_journal(stages.claims_log)
     except MirrorError as error:
         return _failed(stages, mirror, MirrorTask(ledger.head().version, 0, now), failed, now, error)
     for task in due:

@@ -6,7 +6,6 @@ one exception is a head that is damaged and cannot be brought back.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import time
@@ -16,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 from daemon.cycle.guard import Pause
 from daemon.cycle.mending import HeadDamagedError, mend
-from daemon.cycle.mirroring import send_again, send_due, send_journal
+from daemon.cycle.mirroring import send_again, send_due
 from daemon.cycle.stages import Stages
 from daemon.domain.errors import (
     CheckpointError,
@@ -106,8 +105,7 @@ def _rehearse(stages: Stages, now: datetime) -> None:
     """
     if not _rehearsal_is_due(stages, now):
         return
-    with contextlib.suppress(MirrorError):  # told by mirroring already
-        send_journal(stages, thorough=True)
+    _read_mirrored_journal(stages)
     images = [c for c in stages.ledger.checkpoints() if not c.exact and c.state is not CheckpointState.PRUNED]
     images.sort(key=lambda checkpoint: (checkpoint.chain_length, checkpoint.cycle_number or 0))
     done, head_error = [], None
@@ -127,6 +125,16 @@ def _rehearse(stages: Stages, now: datetime) -> None:
         stages.tell(name, None, level=level, **told)
     if head_error is not None:
         raise head_error
+
+
+def _read_mirrored_journal(stages: Stages) -> None:
+    """Read all of the claims journal at the mirror; what is damaged there is sent again."""
+    if stages.mirror is None or stages.claims_log is None:
+        return
+    try:
+        stages.mirror.push_journal(stages.claims_log, thorough=True)
+    except (MirrorError, CheckpointError) as error:
+        stages.tell("rehearsal_failed", None, level="error", version=None, seconds=None, detail=str(error))
 
 
 def _rehearsal_is_due(stages: Stages, now: datetime) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -20,15 +21,12 @@ def fsync(path: Path) -> None:
 
 
 def forget(path: Path) -> None:
-    """Drop a file from the page cache, where the system can; what is not on the disk yet stays.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
+    """Drop a file from the page cache, but for what is not on the disk yet. A hint: where it fails, nothing happens."""
     if not hasattr(os, "posix_fadvise"):
         return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)

@@ -37,3 +37,13 @@ class Rehearsal:
     passed: bool
     seconds: float
     detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedJournal:
+    """What came back from the mirror's claims journal."""
+
+    num_claims: int
+    """That were not known here."""
+    num_damaged: int
+    """Parts there that may lack claims."""

@@ -8,21 +8,16 @@ or something changed the file.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from daemon.domain import disk
 from daemon.domain.errors import ConfigError, DiskError, RestoredBackupError
+from daemon.domain.journal import LINE, LONGEST_LINE, OWNER
 from daemon.storage.kinds import ClaimKind
 
 Entry = tuple[int, ClaimKind, str]
 """Cycle, kind and hash of a claim."""
-
-_OWNER = re.compile(rb"run ([!-~]{1,64})\n")
-_LINE = re.compile(rb"([1-9][0-9]{0,9}) (scenario|example) ([!-~]{1,64})\n")
-_LONGEST_LINE = 128
-"""Bytes; no line is longer."""
 
 
 def append(path: Path, run_name: str, cycle_number: int, spent: Sequence[tuple[ClaimKind, str]]) -> None:
@@ -65,7 +60,7 @@ def require_owner(path: Path, run_name: str) -> None:
     """
     try:
         with path.open("rb") as file:
-            match = _OWNER.fullmatch(file.readline(_LONGEST_LINE))
+            match = OWNER.fullmatch(file.readline(LONGEST_LINE))
     except FileNotFoundError:
         return
     except OSError as error:
@@ -113,8 +108,8 @@ def _parsed(path: Path) -> Iterator[tuple[Entry | None, int]]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                match = _LINE.fullmatch(line)
-                if match is None and not (number == 1 and _OWNER.fullmatch(line)):
+                match = LINE.fullmatch(line)
+                if match is None and not (number == 1 and OWNER.fullmatch(line)):
                     return _require_torn(path, number, line, file)
                 end += len(line)
                 entry = (int(match[1]), ClaimKind(match[2].decode()), match[3].decode()) if match else None
@@ -127,7 +122,7 @@ def _parsed(path: Path) -> Iterator[tuple[Entry | None, int]]:
 
 def _require_torn(path: Path, number: int, line: bytes, rest: Iterable[bytes]) -> None:
     half = b"\0" in line or not line.endswith(b"\n")
-    if not half or any(_LINE.fullmatch(later) for later in rest):
+    if not half or any(LINE.fullmatch(later) for later in rest):
         raise RestoredBackupError(
             f"{path}:{number}: not a claim (CYCLE KIND HASH): the file was changed or is damaged, so it cannot be told "
             "whether the database is an older one; delete that line if the database is the newest there is"
@@ -137,7 +132,7 @@ def _require_torn(path: Path, number: int, line: bytes, rest: Iterable[bytes]) -
 def _end_of_last_line(path: Path) -> int:
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        start = file.seek(max(0, size - _LONGEST_LINE))
+        start = file.seek(max(0, size - LONGEST_LINE))
         return start + file.read().rfind(b"\n") + 1
 
 

@@ -306,8 +306,8 @@ class SqlLedger:
     def mirror_failed(self, version: str, error: str, next_try_at: datetime) -> None:
         self._run.write(upkeep.mirror_failed, version, error, next_try_at)
 
-    def mirror_anew(self) -> None:
-        self._run.write(upkeep.mirror_anew)
+    def wake_mirror(self, *, anew: bool) -> None:
+        self._run.write(upkeep.wake_mirror, anew)
 
     def last_config(self) -> Mapping[str, Any] | None:
         return self._run.read(upkeep.last_config)

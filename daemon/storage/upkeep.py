@@ -167,10 +167,12 @@ def mirror_failed(writes: Writes, version: str, error: str, next_try_at: datetim
     _update_task(writes, version, values)
 
 
-def mirror_anew(writes: Writes) -> None:
-    """The mirror is another one: nothing is there, and what the last one did is no reason to wait."""
+def wake_mirror(writes: Writes, anew: bool) -> None:
+    """What is queued may be tried at once; `anew`: all that ever was is queued, as if it had never been tried."""
     of_run = mirror_tasks.c.run_id == writes.run_id
-    writes.connection.execute(sa.update(mirror_tasks).where(of_run).values(_queued_anew()))
+    waiting = sa.and_(of_run, mirror_tasks.c.state == MirrorState.QUEUED)
+    values = _queued_anew() if anew else {"next_try_at": rows.now()}
+    writes.connection.execute(sa.update(mirror_tasks).where(of_run if anew else waiting).values(values))
 
 
 def last_config(connection: Connection, run_id: int) -> Mapping[str, Any] | None:

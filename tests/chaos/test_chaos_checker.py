@@ -271,7 +271,7 @@ PLANTED: dict[str, tuple[Callable[[Copy], object], str]] = {
     ),
     "one bit of the mirror's claims is flipped": (
         lambda copy: flip_bit(next((copy.directory / "mirror" / "claims").iterdir())),
-        "I1: the mirror's claims/000000-",
+        "I1: the mirror's claims/0000",
     ),
     "the mirror knows a claim that was forgotten here": (
         lambda copy: write_claims_log(copy, without=1),

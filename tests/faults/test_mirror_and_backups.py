@@ -130,7 +130,7 @@ def test_an_older_copy_of_a_whole_host_is_not_resumed(new_run: NewRun, tmp_path:
         dream(file, 1)
     assert caught.value.exit_code == 78
     assert query(file, "select count(*) from cycles") == [(1,)]
-    assert FsspecMirror(f"file://{mirror}").fetch_journal(journal) == len(claimed) > 0
+    assert FsspecMirror(f"file://{mirror}").fetch_journal(journal, "default").num_claims == len(claimed) > 0
     assert journal.read_bytes() == newest
     with pytest.raises(RestoredBackupError, match="adopt-journal"):
         dream(file, 1)

@@ -156,6 +156,19 @@ def test_the_mirror_queue(ledger: SqlLedger, engine: Engine) -> None:
         ledger.enqueue_mirror("nowhere")
 
 
+def test_a_start_tries_the_mirror_at_once(ledger: SqlLedger) -> None:
+    """What waits does so no longer; its failures still count, and what is there is not queued."""
+    one, two = (promote_delta(ledger).version for _ in range(2))
+    for version in (one, two):
+        ledger.enqueue_mirror(version)
+        ledger.mirror_failed(version, "unreachable", LATER)
+    ledger.mirrored(one)
+    ledger.wake_mirror(anew=False)
+    (task,) = ledger.mirror_tasks()
+    assert (task.version, task.attempts, task.last_error) == (two, 1, "unreachable")
+    assert task.next_try_at < LATER
+
+
 def test_another_mirror_has_nothing(ledger: SqlLedger) -> None:
     """All that was ever queued is queued as if never tried; what was not, is not. The newest cycle's settings are
     known, which tell that it is another one."""
@@ -165,7 +178,7 @@ def test_another_mirror_has_nothing(ledger: SqlLedger) -> None:
         ledger.enqueue_mirror(version)
         ledger.mirror_failed(version, "unreachable", LATER)
     ledger.mirrored(one)
-    ledger.mirror_anew()
+    ledger.wake_mirror(anew=True)
     tasks = ledger.mirror_tasks()
     assert [(task.version, task.attempts, task.last_error) for task in tasks] == [(one, 0, None), (two, 0, None)]
     assert all(task.next_try_at < LATER for task in tasks)

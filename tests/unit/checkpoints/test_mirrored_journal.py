@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from daemon.checkpoints import mirrored_journal
 from daemon.checkpoints.mirror import FsspecMirror
-from daemon.domain.errors import DiskError, MirrorError, RestoredBackupError
+from daemon.checkpoints.remote import Link
+from daemon.domain.errors import CheckpointError, DiskError, MirrorError, RestoredBackupError
+from daemon.domain.upkeep import FetchedJournal
+
+DEEDS = ("claim", "push", "thorough", "lose", "reorder", "rot there", "old copy")
+LACKS = r"claims that .*claims.log lacks.*fetch-journal"
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -27,11 +35,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirrored_journal, "PART_BYTES", 100)
+    """About four lines in a part."""
+    monkeypatch.setattr(mirrored_journal, "PART_BYTES", 130)
+    monkeypatch.setattr(mirrored_journal, "SMALL_PARTS", 3)
 
 
 def lines(*numbers: int) -> str:
-    """Claims of some cycles; a line has 26 bytes, so parts end in the middle of one."""
     return "".join(f"{number} scenario hash-{number:08d}\n" for number in numbers)
 
 
@@ -42,66 +51,101 @@ def write(tmp_path: Path, *numbers: int) -> Path:
 
 
 def there(url: str) -> dict[str, bytes]:
-    """Name -> content of the parts, by fsspec alone."""
+    """Name -> content of the parts, by fsspec alone, in order."""
     file_system, root = fsspec.core.url_to_fs(url)
     found = {name.rsplit("/", 1)[-1]: file_system.cat_file(name) for name in file_system.ls(f"{root}/claims", False)}
     return dict(sorted(found.items()))
 
 
-def test_it_grows_part_by_part(url: str, tmp_path: Path) -> None:
-    """After each push the parts there, in order, are the file here; full ones are not sent again, nor is the same."""
+def alter(url: str, number: int, change: Callable[[bytes], bytes]) -> None:
+    """Rot at the mirror."""
+    file_system, root = fsspec.core.url_to_fs(url)
+    name, content = list(there(url).items())[number]
+    file_system.pipe_file(f"{root}/claims/{name}", change(content))
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+
+
+def fetched(url: str, directory: Path) -> tuple[bytes, FetchedJournal]:
+    """What comes to a place where nothing is."""
+    told = FsspecMirror(url).fetch_journal(directory / "back" / "claims.log", "test")
+    content = (directory / "back" / "claims.log").read_bytes()
+    (directory / "back" / "claims.log").unlink()
+    return content, told
+
+
+def test_it_grows_with_the_one_here(url: str, tmp_path: Path) -> None:
+    """After each push the parts there, in order, are the file here; nothing is sent twice but small parts, joined."""
     mirror = FsspecMirror(url)
-    sent = []
-    for last in (1, 5, 9, 30):
+    sent, journal = 0, tmp_path / "claims.log"
+    for last in range(1, 41):
         journal = write(tmp_path, *range(1, last + 1))
-        sent.append(mirror.push_journal(journal))
+        sent += mirror.push_journal(journal)
         parts = there(url)
         assert b"".join(parts.values()) == journal.read_bytes()
-        assert [name[:6] for name in parts] == [f"{number:06d}" for number in range(len(parts))]
+        assert len(parts) <= 3 + last // 4
         assert mirror.push_journal(journal) == 0
-    size = journal.stat().st_size
-    assert size > 700 and size < sum(sent) <= size + 3 * 100
+    assert all(content.endswith(b"\n") for content in there(url).values())
+    assert journal.stat().st_size < sent <= 3 * journal.stat().st_size
     assert mirror.versions() == frozenset()  # it is none
 
 
+def test_a_long_one_is_sent_over_several_calls(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that had no mirror for long: each call gets on, until all is there."""
+    monkeypatch.setattr(mirrored_journal, "PARTS_AT_ONCE", 2)
+    mirror, journal = FsspecMirror(url), write(tmp_path, *range(1, 31))
+    sent = [mirror.push_journal(journal) for _ in range(6)]
+    assert sum(sent) == journal.stat().st_size
+    assert sent[-1] == 0 < sent[0] <= 2 * 130
+    assert b"".join(there(url).values()) == journal.read_bytes()
+
+
 def test_it_comes_back_as_it_was(url: str, tmp_path: Path) -> None:
-    """Lost or older here: afterwards the file is the one that was sent, and how many claims it lacked is said."""
+    """Lost, older or damaged here: afterwards it is the one that was sent, and how many claims were lacking is said."""
     mirror, journal = FsspecMirror(url), write(tmp_path, *range(1, 20))
     content = journal.read_bytes()
     mirror.push_journal(journal)
-    assert mirror.fetch_journal(tmp_path / "new" / "claims.log") == 19
-    assert (tmp_path / "new" / "claims.log").read_bytes() == content
-    write(tmp_path, 1, 2, 3)
-    assert mirror.fetch_journal(journal) == 16
-    assert journal.read_bytes() == content
-    assert mirror.fetch_journal(journal) == 0
+    assert fetched(url, tmp_path) == (content, FetchedJournal(19, 0))
+    for here, lacking in (((1, 2, 3), 16), (tuple(range(1, 20)), 0)):
+        write(tmp_path, *here)
+        assert mirror.fetch_journal(journal, "test") == FetchedJournal(lacking, 0)
+        assert journal.read_bytes() == content
+    journal.write_bytes(content[:-28] + b"\0" + content[-27:])
+    assert mirror.fetch_journal(journal, "test") == FetchedJournal(1, 0)
+    assert sorted(journal.read_bytes().splitlines()) == sorted(content.splitlines())
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".tmp")] == []
 
 
-@pytest.mark.parametrize("here", [(1, 2, 3), (1, 2, 3, 20, 21, 22, 23, 24, 25, 26, 27, 28), ()])
-def test_an_older_one_is_refused(url: str, tmp_path: Path, here: tuple[int, ...]) -> None:
-    """Shorter, or gone on differently, or empty: nothing there changes, and the way out is named."""
+@pytest.mark.parametrize("here", [(1, 2, 3), (1, 2, 3, *range(20, 40)), (), None])
+@pytest.mark.parametrize("rot", [None, "last part flipped", "last part cut", "last part empty"])
+def test_an_older_one_is_refused(url: str, tmp_path: Path, here: tuple[int, ...] | None, rot: str | None) -> None:
+    """Shorter, gone on differently, empty or not there at all, whatever else is wrong at the mirror: nothing there
+    goes away, and the way out that is named works, whatever was claimed here meanwhile."""
     mirror = FsspecMirror(url)
     mirror.push_journal(write(tmp_path, *range(1, 10)))
+    if rot is not None:
+        changes = {"flipped": flipped, "cut": lambda content: content[:-1], "empty": lambda _: b""}
+        alter(url, -1, changes[rot.removeprefix("last part ")])
     before = there(url)
-    with pytest.raises(RestoredBackupError, match=r"claims that .*claims.log lacks.*fetch-journal"):
-        mirror.push_journal(write(tmp_path, *here))
-    assert there(url) == before
+    journal = write(tmp_path, *(here or ()))
+    if here is None:
+        journal.unlink()
+    for thorough in (False, True):
+        with pytest.raises(RestoredBackupError, match=LACKS):
+            mirror.push_journal(journal, thorough=thorough)
+        assert before.items() - there(url).items() <= ({list(before.items())[-1]} if rot else set())
+    told = mirror.fetch_journal(journal, "test")
+    everything = {*(here or ()), *range(1, 10 if rot is None else 5)}
+    assert everything <= {int(line.split()[0]) for line in journal.read_text().splitlines()[1:]}
+    assert told.num_claims >= 1
+    mirror.push_journal(journal)
+    assert {*journal.read_bytes().splitlines()} == {*b"".join(there(url).values()).splitlines()}
 
 
-def test_the_newer_one_here_is_not_replaced(url: str, tmp_path: Path) -> None:
-    """A fetch that would lose claims changes nothing."""
-    mirror = FsspecMirror(url)
-    mirror.push_journal(write(tmp_path, 1, 2))
-    journal = write(tmp_path, 1, 2, 3)
-    with pytest.raises(MirrorError, match=r"lacks 1 claims that .*claims.log has"):
-        mirror.fetch_journal(journal)
-    assert journal.read_text() == f"run test\n{lines(1, 2, 3)}"
-
-
-def test_the_same_claims_in_another_order_replace_it(url: str, tmp_path: Path) -> None:
-    """A journal that was lost here and made anew from the database may be ordered differently, and be shorter by what
-    a line was said twice."""
+def test_the_same_claims_in_other_lines_replace_it(url: str, tmp_path: Path) -> None:
+    """A journal that was made anew from the database may be ordered differently, and say each hash once."""
     mirror = FsspecMirror(url)
     mirror.push_journal(write(tmp_path, *range(1, 20), 5, 5, 5, 5, 5, 5))
     journal = write(tmp_path, *reversed(range(1, 20)))
@@ -109,56 +153,136 @@ def test_the_same_claims_in_another_order_replace_it(url: str, tmp_path: Path) -
     assert b"".join(there(url).values()) == journal.read_bytes()
 
 
-def test_a_line_that_a_crash_left_half_does_not_count(url: str, tmp_path: Path) -> None:
-    """What was mirrored of it is replaced by what was appended after it was cut off."""
+@pytest.mark.parametrize("thorough", [False, True])
+def test_a_push_that_breaks_off_anywhere_refuses_nobody(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thorough: bool
+) -> None:
+    """Grown, or with its claims in another order: after the n-th operation at the mirror the connection is gone, for
+    each n. What was there is still there, the next push is not refused, and then all is as if nothing had been."""
+    mirror, names = FsspecMirror(url), ("write", "remove", "read")
+    operations = {name: getattr(Link, name) for name in names}
+    for here in (range(1, 16), [*reversed(range(1, 12))]):
+        for broken in range(60):
+            file_system, root = fsspec.core.url_to_fs(url)
+            if file_system.exists(f"{root}/claims"):
+                file_system.rm(f"{root}/claims", recursive=True)
+            mirror.push_journal(write(tmp_path, *range(1, 12)))
+            left = [broken]
+
+            def counted(name: str, left: list[int] = left) -> Callable[..., Any]:
+                def call(*arguments: Any) -> Any:
+                    left[0] -= 1
+                    if left[0] < 0:
+                        raise OSError("connection lost")
+                    return operations[name](*arguments)
+
+                return call
+
+            journal = write(tmp_path, *here)
+            with monkeypatch.context() as patch:
+                for name in names:
+                    patch.setattr(Link, name, counted(name))
+                try:
+                    mirror.push_journal(journal, thorough=thorough)
+                except MirrorError:
+                    pass
+                else:
+                    break
+            assert set(range(1, 12)) <= {int(line.split()[0]) for line in fetched(url, tmp_path)[0].splitlines()[1:]}
+            mirror.push_journal(journal)
+            assert b"".join(there(url).values()) == journal.read_bytes()
+        else:
+            raise AssertionError("it never came to its end")
+        assert broken >= 2
+
+
+def test_a_line_that_a_crash_left_half_is_not_sent(url: str, tmp_path: Path) -> None:
+    """Whole lines alone are; what was appended after it was cut off is sent next."""
     mirror, journal = FsspecMirror(url), write(tmp_path, 1, 2)
     with journal.open("a") as file:
         file.write("3 scen")
     mirror.push_journal(journal)
+    assert b"".join(there(url).values()) == f"run test\n{lines(1, 2)}".encode()
     mirror.push_journal(write(tmp_path, 1, 2, 4))
     assert b"".join(there(url).values()) == journal.read_bytes()
 
 
-@pytest.mark.parametrize("number", [0, 3])
-def test_a_damaged_part_is_never_used(url: str, tmp_path: Path, number: int) -> None:
-    """It is not fetched; the last one counts as absent, so the next push replaces it, and a thorough one any."""
+@pytest.mark.parametrize("number", [0, 1, -1])
+@pytest.mark.parametrize("change", [flipped, lambda content: content[:-5], lambda _: b""])
+def test_what_rots_there_is_sent_again(url: str, tmp_path: Path, number: int, change: Callable[[bytes], bytes]) -> None:
+    """A fetch says so, and brings what can still be read; a thorough push replaces it, one of another size any."""
     mirror, journal = FsspecMirror(url), write(tmp_path, *range(1, 14))
     mirror.push_journal(journal)
-    file_system, root = fsspec.core.url_to_fs(url)
-    name, content = list(there(url).items())[number]
-    file_system.pipe_file(f"{root}/claims/{name}", bytes([content[0] ^ 1]) + content[1:])
-    with pytest.raises(MirrorError, match=f"part {number} of the claims journal is damaged"):
-        mirror.fetch_journal(tmp_path / "back")
-    assert not (tmp_path / "back").exists()
-    assert len(there(url)) == 4
-    mirror.push_journal(journal, thorough=number != 3)
-    assert b"".join(there(url).values()) == journal.read_bytes()
+    whole = there(url)
+    alter(url, number, change)
+    content, told = fetched(url, tmp_path)
+    assert told.num_damaged == 1 and told.num_claims == content.count(b"\n") - 1
+    assert told.num_claims == 13 if change is flipped else 8 <= told.num_claims < 13
+    mirror.push_journal(journal, thorough=change is flipped)
+    assert there(url) == whole
 
 
-def test_a_push_that_broke_off_is_gone_on_with(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed between the new last part and the end of the old one: both are there, and the longer one counts."""
-    mirror, journal = FsspecMirror(url), write(tmp_path, 1)
+def test_what_rots_here_never_gets_there(url: str, tmp_path: Path) -> None:
+    """A line that is none stops it before anything is sent. One with another hash is an older claim that is lacking;
+    fetched, both are here, and there is a way on."""
+    mirror, journal = FsspecMirror(url), write(tmp_path, *range(1, 14))
     mirror.push_journal(journal)
-    write(tmp_path, 1, 2)
-    with monkeypatch.context() as patch:
-        patch.setattr("daemon.checkpoints.remote.Link.remove", lambda *_: None)
+    before, content = there(url), journal.read_bytes()
+    journal.write_bytes(content.replace(b"5 scenario", b"5 scenari\x00") + lines(14).encode())
+    for thorough in (False, True):
+        with pytest.raises((CheckpointError, RestoredBackupError)):
+            mirror.push_journal(journal, thorough=thorough)
+        assert there(url) == before
+    journal.write_bytes(content.replace(b"hash-00000005", b"hash-00000004"))
+    with pytest.raises(RestoredBackupError, match=LACKS):
+        mirror.push_journal(journal, thorough=True)
+    assert there(url) == before
+    assert mirror.fetch_journal(journal, "test").num_claims == 1
+    mirror.push_journal(journal, thorough=True)
+    fresh = write(tmp_path, 1, 2)
+    fresh.write_bytes(fresh.read_bytes() + b"not a claim\n")
+    with pytest.raises(RestoredBackupError):
+        mirror.push_journal(fresh)
+
+
+def test_a_damaged_line_of_a_new_journal_is_not_sent(url: str, tmp_path: Path) -> None:
+    """The file is named, and where in it."""
+    journal = write(tmp_path, 1, 2, 3)
+    journal.write_bytes(journal.read_bytes() + b"not a claim\n" + lines(4).encode())
+    with pytest.raises(CheckpointError, match=r"claims.log: damaged after byte \d+: not a claim"):
+        FsspecMirror(url).push_journal(journal)
+
+
+@pytest.mark.parametrize("side", ["there", "here"])
+def test_another_runs_is_not_mixed_in(url: str, tmp_path: Path, side: str) -> None:
+    """Two runs at one URL: neither is pushed over the other, nor fetched into it."""
+    mirror, journal = FsspecMirror(url), write(tmp_path, 1, 2)
+    mirror.push_journal(journal)
+    before = there(url)
+    journal.write_text(f"run other\n{lines(7, 8, 9)}")
+    with pytest.raises(MirrorError, match="run test is there, and this is run other; give each run"):
         mirror.push_journal(journal)
-    assert len(there(url)) == 2
-    mirror.fetch_journal(tmp_path / "back")
-    assert (tmp_path / "back").read_bytes() == journal.read_bytes()
-    mirror.push_journal(journal)
-    assert list(there(url).values()) == [journal.read_bytes()]
+    with pytest.raises(MirrorError, match="is not run"):
+        mirror.fetch_journal(journal, "other" if side == "there" else "test")
+    assert there(url) == before
+    assert journal.read_text() == f"run other\n{lines(7, 8, 9)}"
+
+
+def test_where_there_is_no_journal_nothing_is_fetched(url: str, tmp_path: Path) -> None:
+    """A wrong path must not look like a journal that has nothing new."""
+    with pytest.raises(MirrorError, match="there is no claims journal"):
+        FsspecMirror(url).fetch_journal(tmp_path / "claims.log", "test")
+    assert not (tmp_path / "claims.log").exists()
+    assert FsspecMirror(url).push_journal(tmp_path / "claims.log") == 0
 
 
 def test_a_mirror_that_alters_is_found(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was read back is not what was sent: an error, and what was right there before stays."""
     mirror, journal = FsspecMirror(url), write(tmp_path, 1)
     mirror.push_journal(journal)
-    before, write_there = there(url), mirrored_journal.Link.write
+    before, write_there = there(url), Link.write
     with monkeypatch.context() as patch:
-        patch.setattr(
-            mirrored_journal.Link, "write", lambda link, folder, name, _: write_there(link, folder, name, [b"x"])
-        )
+        patch.setattr(Link, "write", lambda link, folder, name, _: write_there(link, folder, name, [b"x"]))
         with pytest.raises(MirrorError, match="read back"):
             mirror.push_journal(write(tmp_path, 1, 2))
     assert there(url) == before
@@ -175,5 +299,47 @@ def test_a_full_disk_leaves_what_is_here(url: str, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("daemon.checkpoints.files.fsync", full)
     with pytest.raises(DiskError, match="No space left"):
-        mirror.fetch_journal(journal)
+        mirror.fetch_journal(journal, "test")
     assert journal.read_text() == f"run test\n{lines(1)}"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(DEEDS), max_size=14))
+def test_no_claim_is_ever_lost(tmp_path_factory: pytest.TempPathFactory, story: list[str]) -> None:
+    """Whatever happens in whatever order: a push is refused only where the file here lacks a claim that was pushed
+    before; after a fetch and a push both sides know every claim that either knew."""
+    directory = tmp_path_factory.mktemp("story")
+    (directory / "mirror").mkdir()
+    url, journal = f"file://{directory}/mirror", directory / "claims.log"
+    mirror, known, mirrored, copies = FsspecMirror(url), list[int](), set[int](), list[list[int]]([[]])
+    for number, deed in enumerate(story, start=1):
+        if deed == "claim":
+            known += [10 * number + step for step in range(3)]
+        elif deed == "reorder":
+            known.reverse()
+        elif deed in ("lose", "old copy"):
+            copies.append(list(known))
+            known = [] if deed == "lose" else list(copies[0])
+        elif deed == "rot there" and len(mirrored) > 0 and len(there(url)) > 1:
+            alter(url, 0, flipped)
+            mirror.push_journal(_written(journal, sorted(mirrored | set(known))), thorough=True)  # mended in time
+            mirrored |= set(known)
+        _written(journal, known)
+        if deed in ("push", "thorough"):
+            if mirrored <= set(known):
+                mirror.push_journal(journal, thorough=deed == "thorough")
+            else:
+                with pytest.raises(RestoredBackupError):
+                    mirror.push_journal(journal, thorough=deed == "thorough")
+                mirror.fetch_journal(journal, "test")
+                mirror.push_journal(journal)
+                known = [int(line.split()[0]) for line in journal.read_text().splitlines()[1:]]
+                assert mirrored <= set(known)
+            mirrored |= set(known)
+            parts = b"".join(there(url).values()) if (directory / "mirror" / "claims").exists() else b""
+            assert {int(line.split()[0]) for line in parts.splitlines() if not line.startswith(b"run")} == mirrored
+
+
+def _written(journal: Path, numbers: list[int]) -> Path:
+    journal.write_text(f"run test\n{lines(*numbers)}")
+    return journal

@@ -339,18 +339,19 @@ def test_a_backup_is_whole_replaces_nothing_and_is_made_beside_the_daemon(
 
 
 def test_the_journal_comes_back_from_the_mirror(dreamd: Call, state: Path, tmp_path: Path) -> None:
-    """Without a mirror, while the daemon holds the lock, or where the one here is newer: an error, and nothing changes;
-    else it is here again, and a database that lacks its claims is refused until it adopts them."""
+    """Without a mirror, without a journal there, or while the daemon holds the lock: an error, and nothing changes.
+
+    Else its claims are here again, beside newer ones, and a database that lacks them is refused until it adopts them.
+    """
     at = ("--state-dir", str(state), "--set", f"checkpoints.mirror_url={mirrored(state, tmp_path)}")
     log = state / "checkpoints" / "claims.log"
     none = dreamd("db", "fetch-journal", "--state-dir", str(state))
     assert (none.returncode, "checkpoints.mirror_url is not set" in none.stderr) == (2, True)
+    empty = dreamd("db", "fetch-journal", *at)
+    assert (empty.returncode, "there is no claims journal" in empty.stderr) == (75, True)
     log.write_text(f"run default\n9 scenario {'a' * 64}\n")
     FsspecMirror(at[-1].split("=")[1]).push_journal(log)
     content = log.read_bytes()
-    log.write_text(log.read_text() + f"9 example {'b' * 64}\n")
-    newer = dreamd("db", "fetch-journal", *at)
-    assert (newer.returncode, "lacks 1 claims" in newer.stderr) == (75, True)
     log.unlink()
     engine = open_database(f"sqlite:///{state / 'dreamd.sqlite3'}")
     with RunLock(engine, "default"):
@@ -359,7 +360,10 @@ def test_the_journal_comes_back_from_the_mirror(dreamd: Call, state: Path, tmp_p
     assert not log.exists()
     assert dreamd("db", "fetch-journal", *at).stdout == f"1 claims came back into {log}\n"
     assert log.read_bytes() == content
-    assert json.loads(dreamd("db", "fetch-journal", "--json", *at).stdout) == {"journal": str(log), "claims": 0}
+    log.write_text(f"run default\n9 example {'b' * 64}\n")
+    told = json.loads(dreamd("db", "fetch-journal", "--json", *at).stdout)
+    assert told == {"journal": str(log), "claims": 1, "damaged_parts": 0}
+    assert log.read_text().splitlines()[1:] == [f"9 example {'b' * 64}", f"9 scenario {'a' * 64}"]
     assert dreamd("checkpoints", "prune", *at).returncode == 78
 
 

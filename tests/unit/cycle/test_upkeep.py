@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
@@ -19,7 +19,7 @@ from daemon.cycle.guard import Pause
 from daemon.cycle.mending import HeadDamagedError
 from daemon.cycle.mirroring import queue_all, refuse_older_journal
 from daemon.cycle.upkeep import PausedUpkeep, maintain
-from daemon.domain.errors import DatabaseError, DiskError, MirrorError, RestoredBackupError, StopRequested
+from daemon.domain.errors import DatabaseError, DiskError, RestoredBackupError, StopRequested
 from daemon.domain.records import Checkpoint
 from daemon.domain.retention import Retention
 from daemon.domain.states import CheckpointKind, CheckpointState
@@ -55,7 +55,7 @@ def test_new_mirror_gets_what_there_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moved", [True, False])
 def test_mirror_at_another_url_gets_everything_anew(tmp_path: Path, moved: bool) -> None:
-    """What an earlier mirror took, or refused, says nothing of the next one; the same one is not asked again."""
+    """What an earlier mirror took, or refused, says nothing of the next one; the same one gets what it has not taken."""
     world = World(tmp_path)
     push_all(world)
     world.mirror.down = True
@@ -66,7 +66,7 @@ def test_mirror_at_another_url_gets_everything_anew(tmp_path: Path, moved: bool)
     stages = world.with_(mirror=other, config=config)
     queue_all(stages)
     maintain(stages, world.later(minutes=1))
-    assert other.versions() == (world.ledger.rows.keys() if moved else frozenset())
+    assert other.versions() == (world.ledger.rows.keys() if moved else {"cycle-000003"})
 
 
 def test_claims_are_mirrored_before_checkpoints(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_claims_are_mirrored_before_checkpoints(tmp_path: Path) -> None:
     maintain(stages, world.now)  # there are no claims yet
     (tmp_path / "claims.log").write_text("run test\n1 scenario a\n")
     maintain(stages, world.now)
-    world.mirror.fetch_journal(tmp_path / "back")
+    world.mirror.fetch_journal(tmp_path / "back", "test")
     assert (tmp_path / "back").read_text() == "run test\n1 scenario a\n"
     world.mirror.down = True
     maintain(stages, world.later(minutes=1))
@@ -87,8 +87,8 @@ def test_claims_are_mirrored_before_checkpoints(tmp_path: Path) -> None:
     assert world.ledger.tasks == {}
 
 
-@pytest.mark.parametrize("ask", [maintain, refuse_older_journal])
-def test_claims_that_only_the_mirror_knows_stop_training(tmp_path: Path, ask: Callable[..., None]) -> None:
+@pytest.mark.parametrize("asked", ["at a start", "after a cycle"])
+def test_claims_that_only_the_mirror_knows_stop_training(tmp_path: Path, asked: str) -> None:
     """An older journal was put back here: neither a start nor a cycle goes over it, whether or not the database is
     older too. A mirror that does not answer stops no start."""
     world = World(tmp_path)
@@ -98,14 +98,14 @@ def test_claims_that_only_the_mirror_knows_stop_training(tmp_path: Path, ask: Ca
     maintain(stages, world.now)
     journal.write_text("run test\n1 scenario a\n")
     with pytest.raises(RestoredBackupError, match="fetch-journal"):
-        ask(stages)
+        maintain(stages) if asked == "after a cycle" else refuse_older_journal(world.mirror, journal)
     world.mirror.down = True
-    refuse_older_journal(stages)
+    refuse_older_journal(world.mirror, journal)
 
 
 def test_a_rehearsal_mends_the_journal_at_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full part that rots there is found and sent again."""
-    monkeypatch.setattr("daemon.checkpoints.mirrored_journal.PART_BYTES", 10)
+    monkeypatch.setattr("daemon.checkpoints.mirrored_journal.PART_BYTES", 25)
     world = World(tmp_path)
     journal = tmp_path / "claims.log"
     journal.write_text("run test\n1 scenario a\n2 scenario b\n")
@@ -114,10 +114,18 @@ def test_a_rehearsal_mends_the_journal_at_the_mirror(tmp_path: Path, monkeypatch
     flip(min((tmp_path / "mirror" / "claims").iterdir()), 3)
     world.ledger.rehearsed_at = world.ledger.passed_at = world.now
     maintain(stages, world.later(days=1))
-    with pytest.raises(MirrorError, match="part 0 of the claims journal is damaged"):
-        world.mirror.fetch_journal(tmp_path / "back")
+    assert world.mirror.fetch_journal(tmp_path / "back", "test").num_damaged == 1
     maintain(stages, world.later(days=7))
-    assert world.mirror.fetch_journal(tmp_path / "back") == 2
+    assert world.mirror.fetch_journal(tmp_path / "back", "test").num_damaged == 0
+
+
+def test_a_journal_that_cannot_be_read_there_is_told(tmp_path: Path) -> None:
+    """The rehearsal of the journal fails like that of a checkpoint, aloud."""
+    world = World(tmp_path)
+    (tmp_path / "claims.log").write_text("run test\n1 scenario a\nnot a claim\n")
+    maintain(world.with_(claims_log=tmp_path / "claims.log", rehearse_every=timedelta(days=7)), world.now)
+    details = [told["detail"] for told in world.ledger.named("rehearsal_failed")]
+    assert [detail for detail in details if "claims.log: damaged" in detail]
 
 
 def test_unreachable_mirror_is_told_once_a_day_and_tried_ever_less(tmp_path: Path) -> None:
@@ -161,15 +169,22 @@ def test_mirror_that_comes_back_is_told_and_gets_everything(tmp_path: Path) -> N
 
 
 def test_mirror_rests_between_tries(tmp_path: Path) -> None:
-    """A mirror that just failed is not asked again for the next checkpoint either: each try may take a time limit."""
+    """A mirror that just failed is not asked again for the next checkpoint either: each try may take a time limit.
+
+    A start asks at once: somebody may have mended it.
+    """
     world = World(tmp_path)
     world.mirror.down = True
     maintain(world.stages, world.now)
-    queue_all(world.stages)
+    for version in world.ledger.rows:
+        world.ledger.enqueue_mirror(version)
     maintain(world.stages, world.later(seconds=59))
     assert world.mirror.num_pushes == 1
     maintain(world.stages, world.later(seconds=1))
     assert world.mirror.num_pushes == 2
+    queue_all(world.stages)
+    maintain(world.stages, world.later(seconds=1))
+    assert world.mirror.num_pushes == 3
 
 
 def test_one_refused_checkpoint_does_not_hold_up_the_others(tmp_path: Path) -> None:

@@ -82,9 +82,11 @@ class Ledger:
         self.tasks[version] = MirrorTask(version, attempts + 1, next_try_at, error)
         self.there.discard(version)
 
-    def mirror_anew(self) -> None:
-        self.tasks = {version: MirrorTask(version, 0, START) for version in (*self.tasks, *self.there)}
-        self.there.clear()
+    def wake_mirror(self, *, anew: bool) -> None:
+        self.tasks = {version: replace(task, next_try_at=START) for version, task in self.tasks.items()}
+        if anew:
+            self.tasks = {version: MirrorTask(version, 0, START) for version in (*self.tasks, *self.there)}
+            self.there.clear()
 
     def last_config(self) -> Mapping[str, Any] | None:
         return self.config

@@ -55,7 +55,7 @@ def test_new_mirror_gets_what_there_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moved", [True, False])
 def test_mirror_at_another_url_gets_everything_anew(tmp_path: Path, moved: bool) -> None:
-    """What an earlier mirror took, or refused, says nothing of the next one; the same one gets what it has not taken."""
+    """What an earlier mirror took, or refused, says nothing of the next one; the same one gets what is queued."""
     world = World(tmp_path)
     push_all(world)
     world.mirror.down = True

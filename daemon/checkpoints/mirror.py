@@ -124,7 +124,10 @@ class FsspecMirror:
 
     def fetch_journal(self, journal: Path, run_name: str) -> FetchedJournal:
         found, owner = self._remote.run("fetching the claims journal", read_journal), f"run {run_name}\n".encode()
-        here = journal.read_bytes() if journal.exists() else b""
+        try:
+            here = journal.read_bytes() if journal.exists() else b""
+        except OSError as error:
+            raise DiskError(f"{journal}: could not be read ({error}); nothing changed: move it aside") from error
         for other in (found.owner, owner_of(here)):
             if other not in (None, owner):
                 raise MirrorError(f"{self.url}: {journal} or the claims journal there is not run {run_name}'s")

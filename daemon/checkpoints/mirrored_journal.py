@@ -24,8 +24,8 @@ from daemon.domain.journal import LINE, LONGEST_LINE, OWNER
 FOLDER = "claims"
 PART_BYTES = 2**20
 """Of a part, at most."""
-PARTS_AT_ONCE = 64
-"""Sent by one call; the next goes on."""
+PARTS_AT_ONCE = 8
+"""Sent by one call, which training waits for; the next goes on."""
 SMALL_PARTS = 16
 """Next to each other, that are joined."""
 _NAME = re.compile(r"([0-9]{12})-([0-9]{12})-([0-9a-f]{16})\.log")
@@ -66,22 +66,22 @@ def push_journal(link: Link, journal: Path, *, thorough: bool) -> int:
         CheckpointError: the file here is damaged; nothing of that was sent.
     """
     link.make(FOLDER)
-    size, agreed, others = _size(journal), [], []
+    size, agreed, others, rotten = _size(journal), list[_Part](), list[_Part](), list[_Part]()
     for part, num_bytes in _listed(link, tidy=True):
         if part.end > size or _hash(_read(journal, part.start, part.end)) != part.digest:
             others.append(part)
-        elif num_bytes == part.end - part.start and not (thorough and _sound(link, part) is None):
-            agreed.append(part)
+        elif num_bytes != part.end - part.start or (thorough and not _is_sound(link, part)):
+            rotten.append(part)
         else:
-            link.remove(FOLDER, part.name)  # damaged; sent again below
+            agreed.append(part)
     _require_known(link, others, journal, size)
     missing = [piece for start, end in _gaps(agreed, size) for piece in _cut(journal, start, end)]
     sent = sum(_put(link, journal, part) for part in missing[:PARTS_AT_ONCE])
-    if len(missing) <= PARTS_AT_ONCE:
-        for part in others:  # their claims are all there in other lines
-            link.remove(FOLDER, part.name)
-        sent += _join(link, journal, sorted((*agreed, *missing)))
-    return sent
+    if len(missing) > PARTS_AT_ONCE:
+        return sent
+    for part in {*others, *rotten} - {*missing}:  # only now are their claims all there in other parts
+        link.remove(FOLDER, part.name)
+    return sent + _join(link, journal, _without_covered(link, (*agreed, *missing)))
 
 
 def read_journal(link: Link) -> MirroredClaims:
@@ -95,12 +95,17 @@ def read_journal(link: Link) -> MirroredClaims:
     if not parts:
         raise MirrorError(f"{link.url(FOLDER)}: there is no claims journal; check checkpoints.mirror_url")
     for part in parts:
-        content = b"".join(link.read(FOLDER, part.name))
+        try:
+            content = _content(link, part)
+        except OSError:
+            content = b""
         if _hash(content) == part.digest:
             owner = owner or owner_of(content)
         else:  # a claim too many costs nothing, and one too few an example that is trained twice
             num_damaged += 1
         lines.update(dict.fromkeys(line for line in _lines(content) if LINE.fullmatch(line)))
+    if num_damaged == len(parts):
+        raise MirrorError(f"{link.url(FOLDER)}: none of the {num_damaged} parts of the claims journal can be read")
     return MirroredClaims(owner, tuple(lines), num_damaged)
 
 
@@ -116,17 +121,16 @@ def owner_of(content: bytes) -> bytes | None:
 
 
 def _require_known(link: Link, parts: Iterable[_Part], journal: Path, size: int) -> None:
-    """Whether every claim of these parts is in the file here; a part that was once of it, and rotted, is removed."""
-    unknown = set[bytes]()
+    """Whether every claim of these parts, as far as they can be read, is in the file here."""
+    unknown, failure = set[bytes](), None
     here = owner_of(_read(journal, 0, LONGEST_LINE)) if size else None
     for part in parts:
-        content = _sound(link, part)
-        if content is None and part.end <= size:
-            link.remove(FOLDER, part.name)
+        try:
+            content = _content(link, part)
+        except OSError as error:
+            failure = MirrorError(f"{link.url(FOLDER, part.name)}: cannot be read ({error}); check the disk there")
             continue
-        # One that is damaged, and longer than the file here, still tells that there was more.
-        content = content or b"".join(link.read(FOLDER, part.name))
-        there = owner_of(content) if part.start == 0 else None
+        there = owner_of(content) if part.start == 0 and _hash(content) == part.digest else None
         if here is not None and there is not None and here != there:
             raise MirrorError(
                 f"{link.url(FOLDER)}: the claims journal of {there.decode().strip()} is there, and this is "
@@ -143,6 +147,8 @@ def _require_known(link: Link, parts: Iterable[_Part], journal: Path, size: int)
             "fetch-journal`; a database that lacks them as well is told then how to go on. If it is another run, give "
             "this one a checkpoints.mirror_url of its own"
         )
+    if failure is not None:
+        raise failure
 
 
 def _gaps(parts: Iterable[_Part], size: int) -> Iterator[tuple[int, int]]:
@@ -171,6 +177,17 @@ def _cut(journal: Path, start: int, end: int) -> Iterator[_Part]:
         start += len(content)
 
 
+def _without_covered(link: Link, parts: Iterable[_Part]) -> list[_Part]:
+    """In order, without those that were joined with others by a push that broke off then; they are removed."""
+    kept = list[_Part]()
+    for part in sorted(parts, key=lambda part: (part.start, -part.end)):
+        if kept and part.end <= kept[-1].end:
+            link.remove(FOLDER, part.name)
+        else:
+            kept.append(part)
+    return kept
+
+
 def _join(link: Link, journal: Path, parts: Sequence[_Part]) -> int:
     """Join small parts next to each other, so that there are not as many as cycles."""
     sent, group = 0, list[_Part]()
@@ -194,7 +211,7 @@ def _fits(group: Sequence[_Part], part: _Part) -> bool:
 def _put(link: Link, journal: Path, part: _Part) -> int:
     content = _read(journal, part.start, part.end)
     link.write(FOLDER, part.name, [content])
-    if _sound(link, part) is None:
+    if not _is_sound(link, part):
         link.remove(FOLDER, part.name)
         raise MirrorError(
             f"{link.url(FOLDER, part.name)}: what was read back is not what was sent; check the disk there"
@@ -211,9 +228,15 @@ def _listed(link: Link, *, tidy: bool) -> Iterator[tuple[_Part, int]]:
             link.remove(FOLDER, name)
 
 
-def _sound(link: Link, part: _Part) -> bytes | None:
-    content = b"".join(link.read(FOLDER, part.name))
-    return content if _hash(content) == part.digest else None
+def _is_sound(link: Link, part: _Part) -> bool:
+    try:
+        return _hash(_content(link, part)) == part.digest
+    except OSError:  # a bad sector there; where it is the connection, what follows says so
+        return False
+
+
+def _content(link: Link, part: _Part) -> bytes:
+    return b"".join(link.read(FOLDER, part.name))
 
 
 def _size(journal: Path) -> int:

@@ -72,6 +72,8 @@ def send_due(stages: Stages, now: datetime) -> None:
     try:
         if stages.claims_log is not None:
             mirror.push_journal(stages.claims_log)
+    except CheckpointError as error:  # damaged here: no reason for the checkpoints to wait
+        stages.tell("upkeep_failed", None, level="error", part="send_journal", reason=str(error))
     except MirrorError as error:
         return _failed(stages, mirror, MirrorTask(ledger.head().version, 0, now), failed, now, error)
     for task in due:

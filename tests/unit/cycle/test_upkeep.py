@@ -119,13 +119,15 @@ def test_a_rehearsal_mends_the_journal_at_the_mirror(tmp_path: Path, monkeypatch
     assert world.mirror.fetch_journal(tmp_path / "back", "test").num_damaged == 0
 
 
-def test_a_journal_that_cannot_be_read_there_is_told(tmp_path: Path) -> None:
-    """The rehearsal of the journal fails like that of a checkpoint, aloud."""
+def test_a_journal_that_is_damaged_here_is_told(tmp_path: Path) -> None:
+    """Checkpoints do not wait for it, and its rehearsal fails aloud, like that of a checkpoint."""
     world = World(tmp_path)
     (tmp_path / "claims.log").write_text("run test\n1 scenario a\nnot a claim\n")
     maintain(world.with_(claims_log=tmp_path / "claims.log", rehearse_every=timedelta(days=7)), world.now)
-    details = [told["detail"] for told in world.ledger.named("rehearsal_failed")]
-    assert [detail for detail in details if "claims.log: damaged" in detail]
+    assert world.mirror.versions() == {"cycle-000003"}
+    (failed,) = world.ledger.named("upkeep_failed")
+    details = [told["detail"] for told in world.ledger.named("rehearsal_failed")] + [failed["reason"]]
+    assert ["claims.log: damaged" in detail for detail in details] == [True, True]
 
 
 def test_unreachable_mirror_is_told_once_a_day_and_tried_ever_less(tmp_path: Path) -> None:

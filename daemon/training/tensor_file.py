@@ -44,7 +44,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write a new file; returns its hash and size.
 
     Args:
-        path: the file. Its last bytes may not be on the disk yet when this returns.
+        path: the file, which must not be there. Its last bytes may not be on the disk yet when this returns.
         tensors: by name, on any device; one at a time is brought to the CPU.
         metadata: of the header.
 
@@ -55,7 +55,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     ranks = list(_TYPES)
     names = sorted(tensors, key=lambda name: (ranks.index(tensors[name].dtype), name))
     hasher, size, cached = blake3(), 0, 0
-    with path.open("wb") as file:
+    with path.open("xb") as file:  # never over a file that the tensors themselves may be a view of
         for piece in _pieces(names, tensors, metadata):
             file.write(piece)
             hasher.update(piece)

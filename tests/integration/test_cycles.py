@@ -114,9 +114,15 @@ def test_poisoned_step_rolls_back_by_itself(tmp_path: Path, database_url: str) -
 
 
 def test_live_policy_after_a_rollback_measures_as_stored(sqlite_run: Path) -> None:
-    """Loading the head afterwards in a new process gives exactly the stored NLL of the target, item by item."""
-    from daemon.probes.suite import load_suite, select
+    """Loading the head afterwards in a new process gives exactly the stored NLL of the target, item by item.
+
+    Measured by the probe itself: what is scored together has the same bits, and on some processors nothing else has.
+    """
+    from daemon.probes import names
+    from daemon.probes.suite import load_suite
+    from daemon.probes.trainer_side import TrainerProbes
     from daemon.training.encoder import ChatEncoder
+    from daemon.training.inspector import TorchInspector
 
     dream(sqlite_run, 1)
     dream(sqlite_run, 1, *POISON)
@@ -124,11 +130,11 @@ def test_live_policy_after_a_rollback_measures_as_stored(sqlite_run: Path) -> No
     store = DirectoryStore(config.run.state_dir / "checkpoints")
     policy = TorchPolicy(store.path("base"), config.training, "cpu", store.open)
     policy.restore(store.verify("cycle-000001"))
-    encoder = ChatEncoder(store.path("base"))
-    stored = nll(sqlite_run, "cycle-000001")
-    for document in select(load_suite().documents, 8):
-        scores = policy.score((), encoder.encode_text(document.text))
-        assert -sum(scores) / len(scores) == stored[document.item]
+    encoder, base = ChatEncoder(store.path("base")), store.verify("base")
+    probes = TrainerProbes(policy, TorchInspector(policy), encoder, load_suite(), base, config.probes)
+    results, _ = probes.measure(names.NLL, lambda done: None)
+    assert {result.item: result.value for result in results} == nll(sqlite_run, "cycle-000001")
+    assert len(results) == 8
 
 
 def test_nan_loss_fails_the_cycle_and_changes_nothing(sqlite_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ READS = {
     "head", "checkpoint", "checkpoints", "lineage", "refuse", "sources", "cycle", "unfinished", "examples",
     "step_report", "probe_results", "probe_budget", "history", "resting", "records", "governor_decisions", "breaker",
     "adjustments", "pending_rollbacks", "next_cycle_number", "rollback_sides", "mirror_tasks", "scrub_order",
-    "last_rehearsal_at",
+    "last_rehearsal_at", "last_config",
 }  # fmt: skip
 
 WRITES: dict[str, Callable[[SqlLedger, Cycle], Any]] = {
@@ -70,6 +70,7 @@ WRITES: dict[str, Callable[[SqlLedger, Cycle], Any]] = {
     "enqueue_mirror": lambda ledger, cycle: ledger.enqueue_mirror("base"),
     "mirrored": lambda ledger, cycle: ledger.mirrored("base"),
     "mirror_failed": lambda ledger, cycle: ledger.mirror_failed("base", "test", datetime.now(UTC)),
+    "wake_mirror": lambda ledger, cycle: ledger.wake_mirror(anew=True),
     "record_scrub": lambda ledger, cycle: ledger.record_scrub(ScrubResult("base", True, 1)),
     "record_rehearsal": lambda ledger, cycle: ledger.record_rehearsal(Rehearsal("base", True, 1.0)),
     "event": lambda ledger, cycle: ledger.event("anything"),

@@ -77,6 +77,15 @@ def test_a_disk_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write_tensors(tmp_path / "file", {"a": torch.randn(600)}, {})
 
 
+def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
+    """It may be what the tensors are a view of: cutting it would end the process with a bus error."""
+    write_tensors(tmp_path / "file", {"a": torch.ones(3)}, {})
+    mapped = load_file(tmp_path / "file")
+    with pytest.raises(FileExistsError):
+        write_tensors(tmp_path / "file", mapped, {})
+    assert mapped["a"].tolist() == [1.0] * 3
+
+
 def test_an_unknown_type_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     """Neither weights nor optimizers have complex numbers."""
     with pytest.raises(ValueError, match="complex64"):

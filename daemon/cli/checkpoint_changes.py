@@ -14,7 +14,7 @@ import typer
 
 from daemon.cli.checkpoint_lines import size
 from daemon.cli.checkpoint_rows import Record, find, find_kept, read_rows
-from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load
+from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load, mirror_for
 from daemon.cli.output import echo, print_json, print_pairs, print_table
 from daemon.cli.session import open_session
 from daemon.config import Loaded
@@ -217,10 +217,7 @@ def _writable(loaded: Loaded) -> Iterator[tuple[ModuleType, Any, str]]:
 
 
 def _fetch(loaded: Loaded, row: Record) -> None:
-    if loaded.config.checkpoints.mirror_url is None:
-        raise UsageError("checkpoints.mirror_url is not set, so there is no mirror to fetch from")
-    from daemon import app, checkpoint_tools
+    mirror = mirror_for(loaded)
+    from daemon import checkpoint_tools
 
-    mirror = app.mirror_of(loaded.config)
-    assert mirror is not None, "its URL is set"
     print_pairs(checkpoint_tools.fetch(loaded, row["version"], mirror))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load
+from daemon.cli.options import AsJson, ConfigFile, Overrides, RunName, StateDir, load, mirror_for
 from daemon.cli.output import echo, print_json, print_pairs
 from daemon.domain.errors import UsageError
 
@@ -122,15 +122,12 @@ def fetch_journal(
 
     Example: dreamd database fetch-journal
     """
-    from daemon.app import mirror_of
     from daemon.storage.database import open_database, sqlite_path
     from daemon.storage.lock import RunLock
 
-    settings = load(config, set_, state_dir, run).config
+    loaded = load(config, set_, state_dir, run)
+    settings, mirror = loaded.config, mirror_for(loaded)
     file, database = settings.run.claims_log, sqlite_path(settings.run.url)
-    mirror = mirror_of(settings)
-    if mirror is None:
-        raise UsageError("checkpoints.mirror_url is not set, so there is no mirror to fetch from")
     with contextlib.ExitStack() as stack:
         if database is None or database.exists():  # without a database no daemon can run
             engine = open_database(settings.run.url)

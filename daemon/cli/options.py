@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from daemon.config import Loaded, load_config
+from daemon.domain.errors import UsageError
+from daemon.ports import Mirror
 
 ConfigFile = Annotated[
     Path | None,
@@ -50,3 +52,18 @@ def load(config: Path | None, overrides: list[str] | None, state_dir: Path | Non
         PermissionDeniedError: its file may not be read.
     """
     return load_config(config, environ=os.environ, flags=flags(overrides, state_dir, run))
+
+
+def mirror_for(loaded: Loaded) -> Mirror:
+    """The mirror, for a command that is about it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if loaded.config.checkpoints.mirror_url is None:
+        raise UsageError("checkpoints.mirror_url is not set, so there is no mirror to fetch from")
+    from daemon.app import mirror_of  # slow to import
+
+    mirror = mirror_of(loaded.config)
+    assert mirror is not None, "its URL is set"
+    return mirror

@@ -290,6 +290,23 @@ def test_what_rots_there_is_sent_again(url: str, tmp_path: Path, number: int, ch
     assert there(url) == whole
 
 
+def test_what_rots_there_stays_until_it_is_replaced(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A push that cannot send the sound part takes nothing away: what can be read of the damaged one may be needed."""
+    mirror, journal = FsspecMirror(url), write(tmp_path, *range(1, 14))
+    mirror.push_journal(journal)
+    alter(url, 1, flipped)
+    before = there(url)
+
+    def fails(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Link, "write", fails)
+        with pytest.raises(MirrorError, match="No space left"):
+            mirror.push_journal(journal, thorough=True)
+    assert there(url) == before
+
+
 def test_what_rots_here_never_gets_there(url: str, tmp_path: Path) -> None:
     """A line that is none stops it before anything is sent. One with another hash is an older claim that is lacking;
     fetched, both are here, and there is a way on."""
